@@ -1,0 +1,153 @@
+"""The job folder: where everything of a job lies, and how it is read. Readers trust the ledger, never a glob of data/."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from workers import storage
+
+
+def artifact_name(row_id: str, extension: str) -> str:
+    """Path of a row's artifact relative to the job folder; `extension` without the dot."""
+    return f"artifacts/{hashlib.sha1(row_id.encode()).hexdigest()[:2]}/{quote(row_id, safe='')}.{extension}"
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """One job's folder, local or on an object store. `uri` is absolute."""
+
+    uri: str
+
+    @property
+    def fs(self) -> AbstractFileSystem:
+        return storage.filesystem(self.uri)[0]
+
+    @property
+    def path(self) -> str:
+        return storage.filesystem(self.uri)[1]
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    def join(self, *parts: str) -> str:
+        """Path inside the filesystem of something in the folder."""
+        return storage.join(self.path, *parts)
+
+    def join_uri(self, *parts: str) -> str:
+        """URI of something in the folder."""
+        return storage.join(self.uri, *parts)
+
+    def exists(self, name: str) -> bool:
+        return bool(self.fs.exists(self.join(name)))
+
+    @property
+    def finished(self) -> bool:
+        return self.exists("_SUCCESS")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the folder, or None where there is none."""
+        try:
+            return json.loads(self.fs.cat_file(self.join(name)))
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, value: Any) -> None:
+        storage.write_atomic(self.fs, self.join(name), json.dumps(value, indent=1, default=str).encode())
+
+    def files(self, *parts: str, suffix: str = ".parquet") -> list[str]:
+        """Paths relative to the folder of the files below one of its folders, sorted."""
+        root = self.join(*parts)
+        try:
+            found = self.fs.find(root)
+        except FileNotFoundError:
+            return []
+        base = self.path.rstrip("/") + "/"
+        return sorted(name[name.index(base) + len(base) :] if base in name else name for name in map(str, found) if name.endswith(suffix))
+
+    def generations(self) -> list[int]:
+        """Numbers of the generations that have a plan: 0, then one a `calotype retry`."""
+        return sorted({int(name.split("/")[1].removeprefix("gen-")) for name in self.files("plan") if name.startswith("plan/gen-")})
+
+    def read_table(self, names: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table | None:
+        """The rows of some Parquet files of the folder (paths relative to it), or None for no files."""
+        fs, _ = storage.arrow_filesystem(self.uri)
+        tables = []
+        for name in names:
+            with fs.open_input_file(self.join(name)) as source:
+                file = pq.ParquetFile(source)
+                wanted = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
+                tables.append(file.read(columns=wanted))
+        return pa.concat_tables(tables, promote_options="default") if tables else None
+
+    def planned(self, generation: int = 0, columns: Sequence[str] | None = None) -> pa.Table:
+        """The plan of a generation: every input column of every row that it runs."""
+        table = self.read_table(self.files("plan", f"gen-{generation}"), columns)
+        if table is None:
+            raise FileNotFoundError(f"{self.uri} has no plan for generation {generation}")
+        return table
+
+    def committed_files(self, generation: int) -> list[str]:
+        """Data files of a generation that belong to a committed ledger file (or, in a finished folder, that _manifest.json lists)."""
+        listed = self.read_json("_manifest.json") if self.finished else None
+        if listed is not None:
+            return [f["path"] for g in listed["generations"] if g["generation"] == generation for f in g["files"]]
+        prefixes = {name.rsplit("/", 1)[-1].removesuffix(".parquet") for name in self.ledger_files(generation)}
+        return [
+            name
+            for name in self.files("data", f"gen-{generation}")
+            if any(name.rsplit("/", 1)[-1].startswith(prefix) for prefix in _candidates(name, prefixes))
+        ]
+
+    def ledger_files(self, generation: int) -> list[str]:
+        """Committed ledger files of a generation (never the .pending ones)."""
+        return [n for n in self.files("ledger", f"gen-{generation}") if not n.endswith(".pending.parquet")]
+
+    def results(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row a planned row that has ended: its last generation's outputs with `status` and `generation`.
+
+        Columns: those of data/ (or the given ones), plus `row_id`, `status` ("ok" | "failed"), `generation` (int32). Void copies are left out.
+        """
+        listed = self.read_json("_manifest.json") if self.finished else None
+        void = {(v["path"], i) for v in (listed or {}).get("void", []) for i in v["row_ids"]}
+        wanted = None if columns is None else list(dict.fromkeys(["row_id", *columns]))
+        parts = []
+        for generation in self.generations():
+            for name in self.committed_files(generation):
+                table = self.read_table([name], wanted)
+                assert table is not None
+                table = table.drop_columns([c for c in ("status", "generation") if c in table.column_names])
+                if any(path == name for path, _ in void):
+                    keep = [(name, i) not in void for i in table["row_id"].to_pylist()]
+                    table = table.filter(pa.array(keep, pa.bool_()))
+                status = "failed" if "/status=failed/" in name else "ok"
+                table = table.append_column("status", pa.array([status] * len(table), pa.string()))
+                parts.append(table.append_column("generation", pa.array([generation] * len(table), pa.int32())))
+        if not parts:
+            return pa.table({"row_id": pa.array([], pa.string()), "status": pa.array([], pa.string()), "generation": pa.array([], pa.int32())})
+        table = pa.concat_tables(parts, promote_options="default")
+        if len(self.generations()) > 1:  # the last generation of a row holds
+            order = pc.sort_indices(table, sort_keys=[("generation", "descending")])
+            seen: set[str] = set()
+            keep_indices = []
+            for index, row_id in zip(order.to_pylist(), table["row_id"].take(order).to_pylist(), strict=True):
+                if row_id not in seen:
+                    seen.add(row_id)
+                    keep_indices.append(index)
+            table = table.take(pa.array(sorted(keep_indices), pa.int64()))
+        return table
+
+
+def _candidates(name: str, prefixes: set[str]) -> list[str]:
+    base = name.rsplit("/", 1)[-1]
+    return [prefix for prefix in prefixes if base.startswith(prefix)] if len(prefixes) < 64 else [base[: len(p)] for p in list(prefixes)[:1] if base[: len(p)] in prefixes]
