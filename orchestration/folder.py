@@ -22,6 +22,12 @@ def artifact_name(row_id: str, extension: str) -> str:
     return f"artifacts/{hashlib.sha1(row_id.encode()).hexdigest()[:2]}/{quote(row_id, safe='')}.{extension}"
 
 
+def block_name(name: str) -> str:
+    """The block that a ledger file (`<block>.parquet`) or a data file (`<block>-<part>.parquet`) belongs to."""
+    base = name.rsplit("/", 1)[-1].removesuffix(".parquet").removesuffix(".pending")
+    return base.rsplit("-", 1)[0] if "/status=" in name else base
+
+
 @dataclass(frozen=True)
 class JobFolder:
     """One job's folder, local or on an object store. `uri` is absolute."""
@@ -102,12 +108,8 @@ class JobFolder:
         listed = self.read_json("_manifest.json") if self.finished else None
         if listed is not None:
             return [f["path"] for g in listed["generations"] if g["generation"] == generation for f in g["files"]]
-        prefixes = {name.rsplit("/", 1)[-1].removesuffix(".parquet") for name in self.ledger_files(generation)}
-        return [
-            name
-            for name in self.files("data", f"gen-{generation}")
-            if any(name.rsplit("/", 1)[-1].startswith(prefix) for prefix in _candidates(name, prefixes))
-        ]
+        committed = {block_name(name) for name in self.ledger_files(generation)}
+        return [name for name in self.files("data", f"gen-{generation}") if block_name(name) in committed]
 
     def ledger_files(self, generation: int) -> list[str]:
         """Committed ledger files of a generation (never the .pending ones)."""
@@ -146,8 +148,3 @@ class JobFolder:
                     keep_indices.append(index)
             table = table.take(pa.array(sorted(keep_indices), pa.int64()))
         return table
-
-
-def _candidates(name: str, prefixes: set[str]) -> list[str]:
-    base = name.rsplit("/", 1)[-1]
-    return [prefix for prefix in prefixes if base.startswith(prefix)] if len(prefixes) < 64 else [base[: len(p)] for p in list(prefixes)[:1] if base[: len(p)] in prefixes]

@@ -1,0 +1,5 @@
+"""The kinds of job: a plain dict by name."""
+
+from pipelines.pipeline import Kind
+
+KINDS: dict[str, Kind] = {}

@@ -7,20 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
 
+from workers.guard import CONTRACT
 from workers.stage import Stage
-
-CONTRACT = pa.schema(
-    [
-        ("status", pa.string()),  # "ok" | "failed"
-        ("error_type", pa.string()),
-        ("error", pa.string()),
-        ("stage", pa.string()),  # where it failed
-        ("attempts", pa.int32()),
-        ("model_ms", pa.float32()),  # the row's share of model time
-    ]
-)
-
+from workers.storage import Reader
 
 @dataclass(frozen=True)
 class Score:
@@ -68,3 +59,63 @@ class Pipeline:
     def committed(self) -> pa.Schema:
         """Schema of data/ files: row_id, outputs, contract columns."""
         return pa.schema([pa.field("row_id", pa.string()), *self.outputs, *CONTRACT])
+
+
+class Params(BaseModel):
+    """Base of a kind's job parameters: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A resolved model: its method, what `load` needs (local paths or URIs), and the digest of its weights.
+
+    `settings` are what the model was made with (a lab model's card); a job's parameters come on top where they are given.
+    """
+
+    name: str
+    method: str
+    tier: str  # "lab" | "full"
+    sources: Mapping[str, str]
+    revision: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pipeline is built for: the model, where outputs go, and limits. Nothing here but `model`, `seed` and `media` decides results."""
+
+    model: Model
+    job: str = ""  # name of the job, written into what it makes
+    folder: str = ""  # the job folder's URI
+    seed: int = 0
+    media: str = "files"  # "files" | "columns"
+    reader: Reader = Reader()
+    max_pixels: int = 100_000_000
+    micro_batch: int | None = None
+    cache_bytes: int = 2**30
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Restrictive or unstated licences that the user has accepted in the job file."""
+
+    unlicensed: bool = False
+    noncommercial: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job: its parameters, and how a pipeline is built from them.
+
+    `resolve(model, accept)` finds the model that a job file names; `settle(params, model)` replaces every "auto" and every None that the model
+    decides, so that what ran is written down. Both raise ValueError with what to write instead.
+    """
+
+    name: str
+    params: type[Params]
+    resolve: Callable[[str | Mapping[str, str], Accept], Model]
+    build: Callable[[Any, Context], Pipeline]
+    settle: Callable[[Any, Model], Any]
+    template: str  # a commented job file

@@ -1,0 +1,293 @@
+"""The plan: the frozen, validated copy of the manifest that a job runs. pyarrow only; memory does not grow with the manifest.
+
+Pass 1 streams the manifest, checks every id, filters, and spreads the rows over spool files by a hash of the columns that bring rows which
+share work together. Pass 2 sorts each spool file by itself and writes it as plan parts, with row groups of one block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from orchestration import ids
+from orchestration.folder import JobFolder
+from orchestration.job import JobSpec
+from pipelines.pipeline import Pipeline
+from workers import storage
+
+log = logging.getLogger(__name__)
+
+_BATCH_ROWS = 16_384
+_SPOOL_BYTES = 96 * 2**20
+_LISTED = 20  # how many bad ids an error names
+
+
+class ManifestRefused(ValueError):
+    """The manifest can't be run as it is; nothing heavy was loaded and no row was run."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A manifest's readable files, those that were rejected with the reason, and a digest of all of them."""
+
+    uris: Sequence[str]
+    rejected: Sequence[tuple[str, str]]
+    rows: int
+    bytes: int
+    digest: str
+
+
+def survey(spec: JobSpec, pipeline: Pipeline) -> Source:
+    """Read the footers of the manifest's files, check their columns, digest their bytes.
+
+    Raises ManifestRefused for no files, an unreadable file (unless on_bad_source is skip), missing or ill-typed columns.
+    """
+    fs, path = storage.filesystem(spec.manifest)
+    if fs.isdir(path):
+        names = sorted(n for n in map(str, fs.find(path)) if n.endswith(".parquet"))
+    else:
+        names = sorted(map(str, fs.glob(path))) if any(c in path for c in "*?[") else [path] if fs.exists(path) else []
+    if not names:
+        raise ManifestRefused(f"no Parquet file at {spec.manifest}. `calotype manifest {spec.kind} FOLDER -o {spec.manifest}` writes one.")
+    good, rejected, rows, size, digest = list[str](), list[tuple[str, str]](), 0, 0, hashlib.sha256()
+    for name in names:
+        try:
+            with fs.open(name, "rb") as file:
+                footer = pq.ParquetFile(file)
+                _check_columns(footer.schema_arrow, pipeline, name)
+                rows += footer.metadata.num_rows
+                size += sum(footer.metadata.row_group(i).total_byte_size for i in range(footer.metadata.num_row_groups))
+                for i in range(footer.metadata.num_row_groups if spec.on_bad_source == "skip" else 0):
+                    footer.read_row_group(i, columns=["row_id"])  # damage behind an intact footer
+            with fs.open(name, "rb") as file:
+                while chunk := file.read(8 * 2**20):
+                    digest.update(chunk)
+            good.append(name)
+        except (pa.ArrowInvalid, OSError) as error:
+            if spec.on_bad_source == "fail":
+                raise ManifestRefused(
+                    f"{name} can't be read as Parquet ({error}). Write it again, or set `on_bad_source: skip` to run the others."
+                ) from error
+            rejected.append((name, f"{type(error).__name__}: {error}"))
+            digest.update(f"rejected {name}".encode())
+    if not good:
+        raise ManifestRefused(f"none of the {len(names)} files of {spec.manifest} can be read")
+    return Source(good, rejected, rows, size, digest.hexdigest())
+
+
+def write(spec: JobSpec, pipeline: Pipeline, source: Source, folder: JobFolder, replicas: int) -> dict[str, Any]:
+    """Write generation 0's plan. Returns what job.json keeps of it: rows, block_rows, parts, rejected.
+
+    Raises ManifestRefused for null, duplicate or over-long ids (listed), and for a plan without rows.
+    """
+    _clear(folder, "plan/gen-0")
+    with tempfile.TemporaryDirectory(prefix="calotype-plan-") as spool:
+        spools = _spread(spec, pipeline, source, Path(spool))
+        rows = sum(pq.read_metadata(s).num_rows for s in spools)
+        if rows == 0:
+            raise ManifestRefused(f"{spec.manifest} holds no row to run (rows in the files: {source.rows}; see where, limit, sample)")
+        block_rows = choose_block_rows(rows, replicas, spec.resources.block_rows, source.bytes / max(source.rows, 1))
+        parts = _write_parts(folder, 0, (_sorted(pq.read_table(s), pipeline.sort_by) for s in spools), rows, block_rows)
+    if source.rejected:
+        table = pa.table({"file": [f for f, _ in source.rejected], "reason": [r for _, r in source.rejected]})
+        _write_parquet(folder, "plan/rejected.parquet", table)
+    return {"rows": rows, "block_rows": block_rows, "files": parts, "rejected": len(source.rejected)}
+
+
+def write_retry(folder: JobFolder, job: Mapping[str, Any], error_type: str | None) -> dict[str, Any]:
+    """The next generation's plan: the rows whose last generation failed (with that error type). Raises ManifestRefused where none did."""
+    generation = len(job["plans"])
+    results = folder.results(["row_id", "error_type"])
+    failed = results.filter(pc.equal(results["status"], "failed"))
+    if error_type is not None:
+        failed = failed.filter(pc.equal(failed["error_type"], error_type))
+    if not len(failed):
+        raise ManifestRefused(f"{folder.uri}: no failed row" + (f" with error type {error_type}" if error_type else "") + ", nothing to retry")
+    wanted = pa.array(failed["row_id"].to_pylist(), pa.string())
+    _clear(folder, f"plan/gen-{generation}")
+
+    def tables() -> Iterator[pa.Table]:
+        for name in folder.files("plan", "gen-0"):
+            table = folder.read_table([name])
+            assert table is not None
+            yield table.filter(pc.is_in(table["row_id"], value_set=wanted))
+
+    block_rows = min(int(job["plans"][0]["block_rows"]), max(1, math.ceil(len(failed) / 4)))
+    parts = _write_parts(folder, generation, tables(), len(failed), block_rows)
+    return {"rows": len(failed), "block_rows": block_rows, "files": parts, "rejected": 0, "error_type": error_type}
+
+
+def choose_block_rows(rows: int, replicas: int, asked: int | str, row_bytes: float = 0.0) -> int:
+    """Rows committed together: as asked, else at least four blocks a replica, between 8 and 512 rows and at most 64 MB of input."""
+    if isinstance(asked, int):
+        return max(1, asked)
+    by_bytes = int(64 * 2**20 / row_bytes) if row_bytes > 0 else 512
+    return max(1, min(max(8, min(math.ceil(rows / (4 * replicas)), 512)), max(1, by_bytes)))
+
+
+def _check_columns(schema: pa.Schema, pipeline: Pipeline, name: str) -> None:
+    problems = []
+    for field in pipeline.rows:
+        index = schema.get_field_index(field.name)
+        if index < 0:
+            if not field.nullable:
+                problems.append(f"column {field.name} ({field.type}) is missing")
+        elif not _castable(schema.field(index).type, field.type):
+            problems.append(f"column {field.name} is {schema.field(index).type}, needed is {field.type}")
+    for group in pipeline.one_of:
+        if not any(column in schema.names for column in group):
+            problems.append(f"one of the columns {' or '.join(group)} is needed")
+    if problems:
+        raise ManifestRefused(f"{name}: " + "; ".join(problems))
+
+
+def _castable(have: pa.DataType, want: pa.DataType) -> bool:
+    try:
+        pa.array([], have).cast(want)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False
+    return True
+
+
+def _spread(spec: JobSpec, pipeline: Pipeline, source: Source, spool: Path) -> list[Path]:
+    buckets = max(1, math.ceil(source.bytes / _SPOOL_BYTES), math.ceil(source.rows / 100_000)) if pipeline.sort_by else 1
+    schema = _plan_schema(source, pipeline)
+    writers = [pq.ParquetWriter(spool / f"{i:05}.parquet", schema) for i in range(buckets)]
+    seen, nulls, long, taken = list[np.ndarray](), 0, list[str](), 0
+    try:
+        for table in _batches(source, schema):
+            nulls += table["row_id"].null_count
+            if nulls:
+                continue  # refused below, once all are counted
+            long += ids.too_long(table["row_id"].to_pylist())
+            table = _selected(table, spec)
+            if spec.limit is not None:
+                table = table.slice(0, max(0, spec.limit - taken))
+            taken += len(table)
+            seen.append(ids.hashes(table["row_id"]))
+            bucket = _bucket(table, pipeline.sort_by, buckets)
+            for i in np.unique(bucket):
+                writers[int(i)].write_table(table.filter(pa.array(bucket == i)))
+    finally:
+        for writer in writers:
+            writer.close()
+    if nulls:
+        raise ManifestRefused(f"{spec.manifest}: {nulls} rows have no row_id; every row needs its own")
+    if long:
+        raise ManifestRefused(f"{spec.manifest}: {len(long)} row ids are too long for a file name, such as {long[0][:80]}…; shorten them")
+    double = ids.repeated(np.concatenate(seen)) if seen else np.array([], np.uint64)
+    if len(double):
+        raise ManifestRefused(_name_duplicates(spec.manifest, [spool / f"{i:05}.parquet" for i in range(buckets)], double))
+    return [spool / f"{i:05}.parquet" for i in range(buckets)]
+
+
+def _name_duplicates(manifest: str, spools: Sequence[Path], double: np.ndarray) -> str:
+    names: dict[str, int] = {}
+    for path in spools:
+        column = pq.read_table(path, columns=["row_id"])["row_id"].to_pylist()
+        for row_id, hashed in zip(column, ids.hashes(column), strict=True):
+            if len(double) and hashed in double:
+                names[row_id] = names.get(row_id, 0) + 1
+    twice = sorted(row_id for row_id, count in names.items() if count > 1) or sorted(names)
+    more = f" and {len(twice) - _LISTED} more" if len(twice) > _LISTED else ""
+    return f"{manifest}: row_id must be unique; these are not: {', '.join(twice[:_LISTED])}{more}. Give every row its own id."
+
+
+def _plan_schema(source: Source, pipeline: Pipeline) -> pa.Schema:
+    schemas = []
+    for name in source.uris:
+        fs, _ = storage.filesystem(name)
+        with fs.open(name, "rb") as file:
+            schemas.append(pq.read_schema(file).remove_metadata())
+    found = pa.unify_schemas(schemas, promote_options="permissive")
+    known = {field.name: field for field in pipeline.rows}
+    fields = [pa.field(f.name, known[f.name].type if f.name in known else f.type) for f in found]
+    extra = [f.name for f in found if f.name not in known]
+    if extra:
+        log.info("columns carried along, unknown to this kind: %s", ", ".join(extra))
+    return pa.schema(fields)
+
+
+def _batches(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
+    for name in source.uris:
+        fs, _ = storage.filesystem(name)
+        with fs.open(name, "rb") as file:
+            reader = pq.ParquetFile(file)
+            try:
+                for batch in reader.iter_batches(_BATCH_ROWS):
+                    table = pa.Table.from_batches([batch])
+                    columns = [
+                        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema
+                    ]
+                    yield pa.table(columns, schema=schema)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ManifestRefused(f"{name} is damaged behind its footer ({error}); write it again, or set `on_bad_source: skip`") from error
+
+
+def _selected(table: pa.Table, spec: JobSpec) -> pa.Table:
+    for column, wanted in spec.where.items():
+        if column not in table.column_names:
+            raise ManifestRefused(f"where: the manifest has no column {column}; it has {', '.join(table.column_names)}")
+        values = wanted if isinstance(wanted, list) else [wanted]
+        table = table.filter(pc.is_in(table[column], value_set=pa.array(values, table[column].type)))
+    if spec.sample is not None:
+        table = table.filter(pa.array(ids.hashes(table["row_id"]) < np.uint64(spec.sample * float(2**64 - 2**11))))
+    return table
+
+
+def _bucket(table: pa.Table, sort_by: Sequence[str], buckets: int) -> np.ndarray:
+    columns = [c for c in sort_by if c in table.column_names]
+    if buckets == 1 or not columns:
+        return np.zeros(len(table), np.int64)
+    keys = table[columns[0]].cast(pa.string()).fill_null("")
+    return (ids.hashes(keys) % np.uint64(buckets)).astype(np.int64)
+
+
+def _sorted(table: pa.Table, sort_by: Sequence[str]) -> pa.Table:
+    keys = [(c, "ascending") for c in (*sort_by, "row_id") if c in table.column_names]
+    return table.sort_by(keys)
+
+
+def _write_parts(folder: JobFolder, generation: int, tables: Iterator[pa.Table], rows: int, block_rows: int) -> list[str]:
+    blocks_a_part = max(1, min(math.ceil(math.ceil(rows / block_rows) / 8), max(1, 65_536 // block_rows)))
+    part_rows = blocks_a_part * block_rows
+    parts, waiting = list[str](), list[pa.Table]()
+
+    def flush(final: bool) -> None:
+        nonlocal waiting
+        held = pa.concat_tables(waiting) if waiting else None
+        while held is not None and len(held) >= (1 if final else part_rows):
+            parts.append(f"plan/gen-{generation}/part-{len(parts):05}.parquet")
+            _write_parquet(folder, parts[-1], held.slice(0, part_rows), row_group_size=block_rows)
+            held = held.slice(part_rows)
+        waiting = [] if held is None or not len(held) else [held]
+
+    for table in tables:
+        if len(table):
+            waiting.append(table)
+        if sum(map(len, waiting)) >= part_rows:
+            flush(final=False)
+    flush(final=True)
+    return parts
+
+
+def _write_parquet(folder: JobFolder, name: str, table: pa.Table, **options: Any) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **options)
+    storage.write_atomic(folder.fs, folder.join(name), sink.getvalue().to_pybytes())
+
+
+def _clear(folder: JobFolder, name: str) -> None:
+    if folder.exists(name):
+        folder.fs.rm(folder.join(name), recursive=True)
