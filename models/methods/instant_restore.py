@@ -7,10 +7,12 @@ Letters: B rows, U distinct references, T references over all rows, N tokens of 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -19,12 +21,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from models.attention import attend
+from models.attention import attend, resolve_backend
+from models.keys_values import LayerKeysValues, References, adain, packed
 from models.nets.codecs import Codec, normal_like
+from models.reference_cache import ReferenceCache
 
 REFERENCE_TIMESTEP = 1
 FREEU = {"b1": 1.4, "b2": 1.6, "s1": 0.9, "s2": 0.2}
-ADAIN_EPS = 1e-5
 COMPAT: dict[str, dict[str, Any]] = {"zeroed": {"reference_padding": "zeroed"}}
 SHARED = re.compile(r"up_blocks\.\d+\.attentions\.\d+\.transformer_blocks\.\d+\.attn1")
 
@@ -51,6 +54,13 @@ class Settings:
         if self.max_references < 0 or not 0 <= self.timestep < 1000:
             raise ValueError(f"max_references {self.max_references} must be 0 or more, timestep {self.timestep} from 0 to 999.")
 
+    def with_options(self, options: Mapping[str, Any]) -> Settings:
+        """These settings with some fields replaced by name. Raises ValueError for a name that is none."""
+        unknown = sorted(options.keys() - {f.name for f in fields(self)})
+        if unknown:
+            raise ValueError(f"instant_restore has no setting {unknown[0]!r}; it has {', '.join(f.name for f in fields(self))}.")
+        return replace(self, **options)
+
     def with_compat(self, names: Sequence[str]) -> Settings:
         """These settings with authors' behaviours that we changed put back (spec section 5): `zeroed`."""
         changes: dict[str, Any] = {}
@@ -72,47 +82,12 @@ class Networks:
     scheduler: DDPMScheduler
     caption: Tensor  # (1,L,C), the one fixed caption, encoded
 
-
-@dataclass(frozen=True)
-class LayerKeysValues:
-    """Raw keys and values of U references in one shared layer, and the values' mean and unbiased deviation over tokens."""
-
-    k: Tensor  # (U,N,C)
-    v: Tensor  # (U,N,C)
-    v_mean: Tensor  # (U,1,C)
-    v_std: Tensor  # (U,1,C)
-
-    @classmethod
-    def of(cls, k_UNC: Tensor, v_UNC: Tensor) -> LayerKeysValues:
-        return cls(k_UNC, v_UNC, v_UNC.mean(1, keepdim=True), v_UNC.std(1, keepdim=True))
-
-    def take(self, index_T: list[int]) -> LayerKeysValues:
-        """References `index_T` of these, in that order; a reference may come more than once."""
-        if index_T == list(range(self.k.shape[0])):
-            return self
-        index = torch.tensor(index_T, device=self.k.device, dtype=torch.long)
-        return LayerKeysValues(self.k[index], self.v[index], self.v_mean[index], self.v_std[index])
-
-    def with_zeros(self) -> LayerKeysValues:
-        """These and one more reference whose keys and values are zero."""
-        fields = (self.k, self.v, self.v_mean, self.v_std)
-        return LayerKeysValues(*(torch.cat([x, torch.zeros_like(x[:1])]) for x in fields))
-
-
-@dataclass(frozen=True)
-class References:
-    """What a batch looks at: `layers`, one a shared layer, over U distinct references; `rows[b]`: which of them row b has, maybe none."""
-
-    layers: Sequence[LayerKeysValues]
-    rows: Sequence[Sequence[int]]
-
-    def padded(self, count: int) -> References:
-        """Rows with fewer than `count` references filled up with zero keys and values; rows without any stay so."""
-        if not self.layers:
-            return self
-        zero = self.layers[0].k.shape[0]
-        rows = [[*row, *[zero] * (count - len(row))] if row else [] for row in self.rows]
-        return References([layer.with_zeros() for layer in self.layers], rows)
+    def to(self, device: str | torch.device, dtype: torch.dtype) -> None:
+        """Move everything that holds numbers, in place."""
+        for module in (self.unet, self.reference_unet, self.codec, self.reference_codec):
+            if isinstance(module, nn.Module):
+                nn.Module.to(module, device, dtype)  # the networks' own `to` takes no dtype by position
+        self.caption = self.caption.to(device, dtype)
 
 
 def shared_layers(unet: nn.Module) -> dict[str, Attention]:
@@ -123,69 +98,50 @@ def shared_layers(unet: nn.Module) -> dict[str, Attention]:
     return found
 
 
-def keys_per_row(own_BNC: Tensor | None, references_TNC: Tensor, rows: Sequence[Sequence[int]], own_kv: bool) -> tuple[Tensor, list[int]]:
-    """Keys (or values) of all rows in one line, (1,M,C), and how many each row has: its own first where `own_kv` or without reference."""
-    N, C = references_TNC.shape[1:] if own_BNC is None else own_BNC.shape[1:]
-    has_own = [own_kv or not row for row in rows]
-    lens = [N * (own + len(row)) for own, row in zip(has_own, rows, strict=True)]
-    if not any(has_own):
-        return references_TNC.reshape(1, -1, C), lens
-    assert own_BNC is not None
-    pieces, start = [], 0
-    for b, row in enumerate(rows):
-        if has_own[b]:
-            pieces.append(own_BNC[b])
-        if row:
-            pieces.append(references_TNC[start : start + len(row)].reshape(-1, C))
-            start += len(row)
-    return torch.cat(pieces)[None], lens
-
-
-def adain(references: LayerKeysValues, own_v_TNC: Tensor) -> Tensor:
-    """(V - mean V) / (std V + eps) * (std V_own + eps) + mean V_own, per reference and channel over tokens, std unbiased. Returns TNC."""
-    own_mean, own_std = own_v_TNC.mean(1, keepdim=True), own_v_TNC.std(1, keepdim=True)
-    normal_TNC = (references.v - references.v_mean) / (references.v_std + ADAIN_EPS)
-    return normal_TNC * (own_std + ADAIN_EPS) + own_mean
-
-
 class SharedAttention:
     """Attention processor of the restoring pass: queries from the image, keys and values from its references."""
 
     def __init__(self, layer: int, references: References, settings: Settings, probe: Probe | None, backend: str) -> None:
         self.layer, self.settings, self.probe, self.backend = layer, settings, probe, backend
-        self.rows = references.rows
-        self.index_T = [reference for row in references.rows for reference in row]
-        self.row_of_T = [b for b, row in enumerate(references.rows) for _ in row]
-        self.keys_values = references.layers[layer] if self.index_T else None
+        self.keys_values = references.layers[layer] if references.layers else None
+        self.rows = [list(row) for row in references.rows]
+        if settings.reference_padding == "zeroed":
+            zero = 0 if self.keys_values is None else self.keys_values.k.shape[0]
+            self.rows = [row + [zero] * (settings.max_references - len(row)) for row in self.rows]
+        self.index_T = [reference for row in self.rows for reference in row]
+        self.row_of_T = [b for b, row in enumerate(self.rows) for _ in row]
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        B, N = hidden_states.shape[:2]
-        needs_own = self.settings.own_kv or not all(self.rows)
         to_q, to_k, to_v = projections(attn)
+        needs_own = self.settings.own_kv or not all(self.rows)
         q_BNC = to_q(hidden_states)
         k_own_BNC = to_k(hidden_states) if needs_own else None
         v_own_BNC = to_v(hidden_states) if needs_own or self.settings.adain else None
-        if self.keys_values is None:
-            assert k_own_BNC is not None
-            assert v_own_BNC is not None
-            k_1MC, v_1MC, kv_lens = k_own_BNC.reshape(1, B * N, -1), v_own_BNC.reshape(1, B * N, -1), [N] * B
-        else:
-            taken = self.keys_values.take(self.index_T)
-            v_TNC = taken.v
-            if self.settings.adain:
-                assert v_own_BNC is not None
-                v_TNC = adain(taken, v_own_BNC[self.row_of_T])
-            k_1MC, kv_lens = keys_per_row(k_own_BNC, taken.k, self.rows, self.settings.own_kv)
-            v_1MC, _lens = keys_per_row(v_own_BNC, v_TNC, self.rows, self.settings.own_kv)
+
+        taken = self._references(like=q_BNC)
+        v_TNC = taken.v if v_own_BNC is None or not self.settings.adain else adain(taken, v_own_BNC[self.row_of_T])
+        k_1MC, kv_lens = packed(k_own_BNC, taken.k, self.rows, self.settings.own_kv)
+        v_1MC, _lens = packed(v_own_BNC, v_TNC, self.rows, self.settings.own_kv)
+
         q_BNHD, k_1MHD, v_1MHD = (x.unflatten(-1, (attn.heads, -1)) for x in (q_BNC, k_1MC, v_1MC))
         if self.probe is not None:
             self.probe(self.layer, q_BNHD, k_1MHD, kv_lens)
-        q_1MHD = q_BNHD.reshape(1, B * N, *q_BNHD.shape[2:])
-        out_1MHD = attend(q_1MHD, k_1MHD, v_1MHD, q_lens=[N] * B, kv_lens=kv_lens, backend=self.backend)
-        return project_out(attn, out_1MHD.reshape(B, N, -1))
+        q_lens = [q_BNHD.shape[1]] * q_BNHD.shape[0]
+        out_1MHD = attend(q_BNHD.flatten(0, 1)[None], k_1MHD, v_1MHD, q_lens=q_lens, kv_lens=kv_lens, backend=self.backend)
+        return project_out(attn, out_1MHD.reshape(q_BNC.shape))
+
+    def _references(self, like: Tensor) -> LayerKeysValues:
+        """The references of all rows, one after the other (T,N,C)."""
+        keys_values = self.keys_values
+        if keys_values is None:
+            none_0NC = like.new_zeros(0, *like.shape[1:])
+            keys_values = LayerKeysValues(none_0NC, none_0NC, none_0NC[:, :1], none_0NC[:, :1])
+        if self.settings.reference_padding == "zeroed":
+            keys_values = keys_values.with_zeros()
+        return keys_values.take(self.index_T)
 
 
-class _AllCaptured(Exception):  # noqa: N818 - a signal: nothing after the last captured layer is needed
+class _AllCaptured(Exception):
     pass
 
 
@@ -288,8 +244,6 @@ def shared_noise(
         raise ValueError(
             f"{x_t_BCHW.shape[0]} images, but references for {len(references.rows)} rows; give every row a list, an empty one for none."
         )
-    if settings.reference_padding == "zeroed":
-        references = references.padded(settings.max_references)
     processors = {
         name: SharedAttention(layer, references, settings, probe, backend) for layer, name in enumerate(shared_layers(networks.unet))
     }
@@ -309,3 +263,124 @@ def restore_latents(
     """The restoring pass: x_0 of every row. `networks.codec.decode` of it, clamped to [-1, 1], is the result."""
     eps_BCHW = shared_noise(networks, x_t_BCHW, references, settings, probe=probe, backend=backend)
     return clean_latents(networks, x_t_BCHW, eps_BCHW, settings)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One damaged face with its person's clean photographs, all square of the model's size, in [-1, 1]."""
+
+    image: Tensor  # (3,H,W)
+    references: Sequence[Tensor]  # each (3,H,W)
+    reference_keys: Sequence[str]  # one a reference: a digest of its content; equal keys are computed once
+    seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a request."""
+
+    restored: Tensor  # (3,H,W) in [-1, 1], fp32 on the CPU
+    n_references: int  # how many of its references were used
+
+
+class InstantRestore:
+    """Restores faces in one step, computing each reference once however many requests show it, also across calls.
+
+    A row's randomness comes from its seed, a reference's from its key, so neither depends on what shares the batch. `cache` counts hits
+    and misses; at most `cache_bytes` stay in it between calls. Arithmetic is in the networks' dtype, on their device.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        settings: Settings,
+        *,
+        cache_bytes: int = 2**30,
+        references_a_pass: int = 16,
+        backend: str = "auto",
+    ) -> None:
+        self.networks, self.settings, self.references_a_pass = networks, settings, references_a_pass
+        parameter = next(networks.unet.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        attention = next(iter(shared_layers(networks.unet).values()))
+        width = attention.inner_dim // attention.heads
+        self.attention_backend = resolve_backend(self.device, self.dtype, channels=(width, width), backend=backend)  # for the job's log
+        self.backend = backend
+        self.cache: ReferenceCache[list[LayerKeysValues]] = ReferenceCache(
+            cache_bytes, size=lambda layers: sum(layer.nbytes for layer in layers)
+        )
+
+    @classmethod
+    def load(
+        cls,
+        sources: Mapping[str, str | Path],
+        *,
+        settings: Mapping[str, Any] | None = None,
+        cache_bytes: int = 2**30,
+        accept_unlicensed_weights: bool = False,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+    ) -> InstantRestore:
+        """From local paths: `folder` of a lab model, or `base` in diffusers layout with the authors' `checkpoint` and maybe another `vae`.
+
+        `settings` that are not None replace the model's own. Without `device` CUDA if there is one, without `dtype` bf16 there, else fp32.
+        Raises ValueError (CheckpointMismatch, UnreadableCheckpoint, ModelNotFound, UnlicensedWeights) saying what to do.
+        """
+        from models.methods.instant_restore_checkpoint import load_sources  # it builds on this module
+
+        asked = {name: value for name, value in (settings or {}).items() if value is not None}
+        networks, decided = load_sources({name: Path(path) for name, path in sources.items()}, asked, accept_unlicensed_weights)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        networks.to(device, dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32))
+        return cls(networks, decided, cache_bytes=cache_bytes, backend=backend)
+
+    @torch.inference_mode()
+    def __call__(self, requests: Sequence[Request]) -> list[Result]:
+        """One result a request, in order. Raises ValueError for a request of a wrong shape; networks and cache survive any exception."""
+        if not requests:
+            return []
+        for request in requests:
+            self._check(request)
+        rows = [list(request.reference_keys[: self.settings.max_references]) for request in requests]
+        references = self._references(requests, rows)
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        x_t_BCHW = noisy_latents(self.networks, self._stack([request.image for request in requests]), generators, self.settings)
+        z_BCHW = restore_latents(self.networks, x_t_BCHW, references, self.settings, backend=self.backend)
+        restored_B3HW = self.networks.codec.decode(z_BCHW).clamp(-1, 1).float().cpu()
+        return [Result(restored, len(row)) for restored, row in zip(restored_B3HW, rows, strict=True)]
+
+    def _references(self, requests: Sequence[Request], rows: list[list[str]]) -> References:
+        """Keys and values of all references that `rows` name by key: from the cache, the others in as few passes as may be."""
+        pixels = {key: image for request in requests for key, image in zip(request.reference_keys, request.references, strict=True)}
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        cached = {key: self.cache.get(key) for key in keys}
+        found = {key: layers for key, layers in cached.items() if layers is not None}
+        missing = [key for key in keys if key not in found]
+        for start in range(0, len(missing), self.references_a_pass):
+            chunk = missing[start : start + self.references_a_pass]
+            generators = [torch.Generator().manual_seed(_seed_of(key)) for key in chunk]
+            images_U3HW = self._stack([pixels[key] for key in chunk])
+            computed = reference_keys_values(self.networks, images_U3HW, generators, self.settings, backend=self.backend)
+            for i, key in enumerate(chunk):
+                found[key] = [layer.one(i) for layer in computed]
+                self.cache.put(key, found[key])
+        by_layer = zip(*(found[key] for key in keys), strict=True)
+        number = {key: i for i, key in enumerate(keys)}
+        return References([LayerKeysValues.concatenated(parts) for parts in by_layer], [[number[key] for key in row] for row in rows])
+
+    def _stack(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(images)).to(self.device, self.dtype)
+
+    def _check(self, request: Request) -> None:
+        size = (3, self.settings.image_size, self.settings.image_size)
+        for name, image in (("image", request.image), *((f"references[{i}]", r) for i, r in enumerate(request.references))):
+            if tuple(image.shape) != size:
+                raise ValueError(f"{name} has shape {tuple(image.shape)}; this model takes {size}.")
+        if len(request.references) != len(request.reference_keys):
+            raise ValueError(f"{len(request.references)} references need as many reference_keys, not {len(request.reference_keys)}.")
+
+
+def _seed_of(key: str) -> int:
+    """A reference's seed: its noise belongs to the photograph, so that it can be cached."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)

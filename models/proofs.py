@@ -1,0 +1,77 @@
+"""Proof that a method equals its authors' mathematics: compared tensor by tensor with what their code computed.
+
+`calotype prove METHOD --golden FILE` prints what `golden` returns and fails if any comparison does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from models.checkpoints import UnreadableCheckpoint, read_tensors
+
+GOLDEN = {"instant_restore": "models.methods.instant_restore_golden:prove_golden"}
+"""Method -> module:function that takes a golden file and returns its comparisons."""
+
+
+class GoldenFileError(ValueError):
+    """A golden file is damaged, or is not one of this method; nothing was compared."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor compared: the largest absolute difference and what is allowed."""
+
+    name: str
+    max_abs: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Within tolerance; a NaN never is."""
+        return self.max_abs <= self.tolerance
+
+
+def golden(method: str, file: Path) -> list[Comparison]:
+    """Run `method` on a golden file's inputs and compare with its results. Raises ValueError, GoldenFileError for the file's faults."""
+    name = method.replace("-", "_")
+    if name not in GOLDEN:
+        raise ValueError(f"There is no golden proof for {method!r}; there is one for {', '.join(sorted(GOLDEN))}.")
+    module, function = GOLDEN[name].split(":")
+    prove: Callable[[Path], list[Comparison]] = getattr(importlib.import_module(module), function)
+    return prove(file)
+
+
+def read_golden(file: Path) -> dict[str, Tensor]:
+    """All tensors of a golden file. Raises GoldenFileError if it is missing, cut off or of another kind."""
+    try:
+        return read_tensors(file)
+    except UnreadableCheckpoint as error:
+        raise GoldenFileError(str(error)) from error
+
+
+def check_names(file: Path, tensors: Iterable[str], expected: Iterable[str]) -> None:
+    """Raises GoldenFileError naming what is missing from a golden file and what does not belong there."""
+    missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or unknown:
+        raise GoldenFileError(
+            f"{file} is no golden file of this method: {len(missing)} tensors missing ({', '.join(missing[:5])}), "
+            f"{len(unknown)} unknown ({', '.join(unknown[:5])})."
+        )
+
+
+def compare(name: str, computed: Tensor, stored: Tensor, tolerance: float) -> Comparison:
+    """Largest absolute difference of two tensors of one shape. Raises GoldenFileError if the shapes differ."""
+    if computed.shape != stored.shape:
+        raise GoldenFileError(f"{name} has shape {tuple(stored.shape)} in the file; these weights and inputs give {tuple(computed.shape)}.")
+    difference = (computed.double() - stored.double()).abs()
+    return Comparison(name, difference.max().item() if difference.numel() else 0.0, tolerance)
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name begins with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
