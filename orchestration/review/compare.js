@@ -1,0 +1,81 @@
+// Before and after on top of each other with a divider, moved by pointer or arrow keys; also what stands where a picture is missing.
+
+function picture(index, alt, missing, lazy = true) {
+  if (index === null || index === undefined) return el("div", { class: "missing", role: "img", "aria-label": `${alt}: ${missing || "none"}` }, missing || "no picture");
+  const image = el("img", { alt, width: rows.thumbs.width[index], height: rows.thumbs.height[index], decoding: "async", draggable: "false" });
+  if (lazy) image.loading = "lazy";
+  image.src = thumbSrc(index);
+  return image;
+}
+
+const beforePicture = (row, lazy) => picture(rows.before[row], `before, ${rows.row_id[row]}`, rows.before_missing[row], lazy);
+const afterPicture = (row, lazy) => picture(rows.after[row], `after, ${rows.row_id[row]}`, rows.after_missing[row], lazy);
+
+/** The well of a card: a slider where both pictures show one frame, else the two side by side, else what there is. */
+function compare(row, lazy) {
+  const id = rows.row_id[row];
+  if (rows.failed[row]) return failedWell(row, lazy);
+  if (!sameFrame(row)) {
+    return el("div", { class: "well pair", role: "group", tabindex: "-1", "aria-label": `${id}, before and after` }, beforePicture(row, lazy), afterPicture(row, lazy));
+  }
+  const well = el("div", { class: "well slider", role: "slider", tabindex: "-1", "aria-label": `${id}: share of the picture before`, "aria-valuemin": 0, "aria-valuemax": 100, "aria-orientation": "horizontal" });
+  const after = afterPicture(row, lazy), before = beforePicture(row, lazy);
+  before.classList.add("over");
+  well.append(after, before, el("span", { class: "divider", "aria-hidden": "true" }), el("span", { class: "tag left", "aria-hidden": "true" }, "before"), el("span", { class: "tag right", "aria-hidden": "true" }, "after"));
+  moveTo(well, 50);
+  well.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    well.setPointerCapture(event.pointerId);
+    follow(well, event);
+  });
+  well.addEventListener("pointermove", (event) => {
+    if (well.hasPointerCapture(event.pointerId)) follow(well, event);
+  });
+  well.addEventListener("keydown", (event) => {
+    const at = Number(well.getAttribute("aria-valuenow"));
+    const step = event.shiftKey ? 20 : 5;
+    const to = { ArrowLeft: at - step, ArrowRight: at + step, Home: 0, End: 100 }[event.key];
+    if (to === undefined) return;
+    moveTo(well, to);
+    event.preventDefault();
+  });
+  return well;
+}
+
+function failedWell(row, lazy) {
+  const type = (valuesOf("error_type") || [])[row] || "failed";
+  const error = (valuesOf("error") || [])[row] || "";
+  return el("div", { class: "well failed", role: "group", tabindex: "-1", "aria-label": `${rows.row_id[row]} failed: ${type}` },
+    beforePicture(row, lazy), el("div", { class: "failure" }, el("strong", {}, type), el("span", {}, error)));
+}
+
+function follow(well, event) {
+  const frame = well.getBoundingClientRect();
+  moveTo(well, (100 * (event.clientX - frame.left)) / frame.width);
+}
+
+function moveTo(well, percent) {
+  const at = Math.max(0, Math.min(100, Math.round(percent)));
+  well.style.setProperty("--at", `${at}%`);
+  well.setAttribute("aria-valuenow", at);
+  well.setAttribute("aria-valuetext", `${at} % before, ${100 - at} % after`);
+}
+
+/** Thumbnails of the references, at most `most` of them, and how many more there are. */
+function references(row, most) {
+  const all = rows.references[row];
+  const strip = el("div", { class: "references", "aria-label": count(all.length, "reference") });
+  for (const index of all.slice(0, most)) strip.append(picture(index, "reference", "missing"));
+  if (all.length > most) strip.append(el("span", { class: "muted" }, `+${all.length - most}`));
+  return strip;
+}
+
+/** The row's scores as `label value`, the first one in front. */
+function scoreLine(row) {
+  const line = el("span", { class: "scores" });
+  for (const score of scores) {
+    const value = (valuesOf(score.column) || [])[row];
+    if (value !== null && value !== undefined) line.append(el("span", { title: score.label }, scoreFigure(value)));
+  }
+  return line;
+}

@@ -1,0 +1,143 @@
+"""What the page says of each row: its pictures, its group, and every plain value that it holds, as columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from orchestration.folder import JobFolder
+from orchestration.review.thumbnails import Source, Thumb, Thumbnails
+from pipelines.pipeline import Shown
+from workers import storage
+
+_LISTED = 12  # values of a list that are written out
+
+
+class Content:
+    """Collects rows, outputs first, then inputs in the plan's order; `as_columns()` is what page.js reads."""
+
+    def __init__(self, folder: JobFolder, shown: Shown, thumbnails: Thumbnails) -> None:
+        self.folder, self.shown, self.thumbnails = folder, shown, thumbnails
+        self._ended: dict[str, dict[str, Any]] = {}
+        self._ordered: list[dict[str, Any]] = []
+        self._thumbs: dict[str, int] = {}
+        self._sizes: list[Thumb] = []
+
+    def add_outputs(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of data/ with `status` and `generation`. The `before` column may be an output too, such as the crop that was restored."""
+        pictures = [self._source(row, name) for row in batch for name in (self.shown.after, self.shown.before)]
+        thumbs = self._make(pictures)
+        for index, row in enumerate(batch):
+            entry: dict[str, Any] = {"row_id": row["row_id"], "status": row["status"], "values": self._plain(row)}
+            for slot, name, at in (("after", self.shown.after, 2 * index), ("before", self.shown.before, 2 * index + 1)):
+                if pictures[at] is not None:
+                    entry[slot] = thumbs[at]
+                    entry[f"{slot}_link"] = _link(row.get(f"{name}_uri"))
+            self._ended[row["row_id"]] = entry
+
+    def add_inputs(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of the plan, with their before picture and references."""
+        mine = [row for row in batch if row["row_id"] in self._ended]
+        befores = [None if "before" in self._ended[row["row_id"]] else self._source(row, self.shown.before) for row in mine]
+        references = [self._references(row) for row in mine]
+        thumbs = iter(self._make([*befores, *(source for many in references for source in many)]))
+        for row, thumb in zip(mine, [next(thumbs) for _ in mine], strict=True):
+            entry = self._ended[row["row_id"]]
+            if "before" not in entry:
+                entry["before"], entry["before_link"] = thumb, _link(row.get(f"{self.shown.before}_uri"))
+            entry["values"] = {**self._plain(row), **entry["values"]}
+            entry["group"] = row.get(self.shown.group) if self.shown.group else None
+        for row, many in zip(mine, references, strict=True):
+            self._ended[row["row_id"]]["references"] = [next(thumbs) for _ in many]
+            self._ordered.append(self._ended.pop(row["row_id"]))
+
+    def as_columns(self) -> dict[str, Any]:
+        """Columns over the rows in the plan's order. Pictures are numbers into `thumbs`, or null with the reason in `*_missing`."""
+        entries = self._ordered
+        names = list(dict.fromkeys(name for entry in entries for name in entry["values"]))
+        columns = {name: [entry["values"].get(name) for entry in entries] for name in names}
+        return {
+            "row_id": [entry["row_id"] for entry in entries],
+            "failed": [int(entry["status"] == "failed") for entry in entries],
+            "group": [None if entry["group"] is None else str(entry["group"]) for entry in entries],
+            "before": [self._number(entry.get("before")) for entry in entries],
+            "after": [self._number(entry.get("after")) for entry in entries],
+            "references": [[self._number(thumb) for thumb in entry["references"]] for entry in entries],
+            "before_missing": [_missing(entry.get("before")) for entry in entries],
+            "after_missing": [_missing(entry.get("after")) for entry in entries],
+            "before_link": [entry.get("before_link") for entry in entries],
+            "after_link": [entry.get("after_link") for entry in entries],
+            "values": {name: values for name, values in columns.items() if any(v is not None for v in values)},
+            "thumbs": {
+                "key": [thumb.key for thumb in self._sizes],
+                "width": [thumb.width for thumb in self._sizes],
+                "height": [thumb.height for thumb in self._sizes],
+            },
+        }
+
+    def _source(self, row: Mapping[str, Any], name: str) -> Source | None:
+        data, uri = row.get(name), row.get(f"{name}_uri")
+        if isinstance(data, bytes):
+            return Source(data=data)
+        if not isinstance(uri, str):
+            return None
+        version = row.get(f"{name}_sha256") or row.get("generation") or ""
+        return Source(uri=uri, version=str(version))
+
+    def _references(self, row: Mapping[str, Any]) -> list[Source]:
+        if self.shown.references is None:
+            return []
+        data, uris = row.get(self.shown.references), row.get(f"{self.shown.references.removesuffix('s')}_uris")
+        if data:
+            return [Source(data=item) for item in data if isinstance(item, bytes)]
+        return [Source(uri=uri) for uri in uris or [] if isinstance(uri, str)]
+
+    def _make(self, sources: Sequence[Source | None]) -> list[Thumb | None]:
+        made = iter(self.thumbnails.make([source for source in sources if source is not None]))
+        return [None if source is None else next(made) for source in sources]
+
+    def _plain(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that can be read as text; pictures and the id are shown elsewhere."""
+        media = {self.shown.before, self.shown.after, self.shown.references, "row_id"}
+        return {name: plain(value) for name, value in row.items() if name not in media}
+
+    def _number(self, thumb: Thumb | None) -> int | None:
+        if thumb is None or thumb.missing is not None:
+            return None
+        if thumb.key not in self._thumbs:
+            self._thumbs[thumb.key] = len(self._sizes)
+            self._sizes.append(thumb)
+        return self._thumbs[thumb.key]
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it and a person reads it: floats to six figures, short lists as text, None for bytes, NaN and mappings."""
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**53 else str(value)  # JavaScript would round it
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, list) and all(isinstance(v, int | float | str) for v in value):
+        tail = f" … ({len(value)})" if len(value) > _LISTED else ""
+        return ", ".join(str(plain(v)) for v in value[:_LISTED]) + tail
+    return None
+
+
+def _link(uri: Any) -> str | None:
+    """Where a browser finds the file, from review/index.html; None for places that it can't open."""
+    if not isinstance(uri, str) or storage.scheme(uri) != "file":
+        return None
+    if not uri.startswith(("/", "file:", "~")):
+        return "../" + quote(uri)
+    return Path(storage.local_path(uri)).as_uri()
+
+
+def _missing(thumb: Thumb | None) -> str | None:
+    return None if thumb is None else thumb.missing
