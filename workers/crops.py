@@ -75,18 +75,18 @@ def box_matrix(box: Sequence[float], side: int) -> Matrix:
     return np.array([[scale, 0, side / 2 - scale * (x0 + x1) / 2], [0, scale, side / 2 - scale * (y0 + y1) / 2]])
 
 
-def align_matrix(landmarks5: Sequence[float], side: int) -> Matrix:
+def align_matrix(landmarks5: Sequence[float], side: int, *, eye_height: float = EYE_HEIGHT, eye_distance: float = EYE_DISTANCE) -> Matrix:
     """Photograph to crop, from ten numbers: x, y of left eye, right eye, nose tip, left and right corner of the mouth, left as seen.
 
-    The eyes decide alone. Raises BadCrop for wrong length or eyes that coincide.
+    The eyes decide alone; `eye_height` and `eye_distance` are shares of the side. Raises BadCrop for wrong length or eyes that coincide.
     """
     if len(landmarks5) != 10 or not all(map(math.isfinite, landmarks5)):
         raise BadCrop(f"landmarks need ten numbers (x, y of eyes, nose, mouth corners), got {len(landmarks5)}")
     left, right = complex(*landmarks5[0:2]), complex(*landmarks5[2:4])
-    if not 1 <= abs(right - left) <= _MAX_SIDE * EYE_DISTANCE:
+    if not 1 <= abs(right - left) <= _MAX_SIDE * eye_distance:
         raise BadCrop(f"the eyes are {abs(right - left):g} pixels apart; landmarks need at least 1")
-    turn = side * EYE_DISTANCE / (right - left)  # a complex number: scale and rotation
-    shift = complex(side / 2, side * EYE_HEIGHT) - turn * (left + right) / 2
+    turn = side * eye_distance / (right - left)  # a complex number: scale and rotation
+    shift = complex(side / 2, side * eye_height) - turn * (left + right) / 2
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 

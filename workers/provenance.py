@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
+from pathlib import PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -47,7 +48,10 @@ class OriginalInTheWay(PermissionError):
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a picture came about. `rows`: ids of the rows whose results it shows; `source`: the photograph's file name."""
+    """How a picture came about. `rows`: ids of the rows whose results it shows; `source`: path or URI of the photograph.
+
+    Only the source's last part is written: a picture may travel, and should not tell where an archive keeps its files.
+    """
 
     model: str
     method: str
@@ -60,7 +64,7 @@ class Provenance:
         values = {
             "digital_source_type": DIGITAL_SOURCE_TYPE,
             "software": f"calotype {version('calotype')}",
-            "source": self.source,
+            "source": PurePosixPath(self.source).name if self.source else None,
             "model": self.model,
             "method": self.method,
             "job": self.job,
