@@ -145,14 +145,15 @@ def _notes(folder: JobFolder, shown: Shown, ended: rows.Ended) -> list[summary.N
             if beyond.any():
                 side = "below" if score.higher_is_better else "above"
                 span = {"high": limit} if score.higher_is_better else {"low": limit}
-                text = f"{summary.plural(int(beyond.sum()), 'row')} stand out in {score.label.lower()}: {side} {limit:.3g}"
+                many = summary.plural(int(beyond.sum()), "row stands out", "rows stand out")
+                text = f"{many} in {score.label.lower()}: {side} {limit:.3g}"
                 notes.append(summary.Note(text, {"column": score.column, **span}))
     without = int((ended.numbers["n_references"] == 0).sum())
     if shown.references and without:
         notes.append(summary.Note(f"{summary.plural(without, 'row')} had no usable reference", {"column": "n_references", "high": 0.5}))
     again = int((ended.generation > 0).sum())
     if again:
-        notes.append(summary.Note(f"{summary.plural(again, 'row')} come from a retry", {"column": "generation", "low": 0.5}))
+        notes.append(summary.Note(f"{summary.plural(again, 'row comes', 'rows come')} from a retry", {"column": "generation", "low": 0.5}))
     void = sum(len(entry["row_ids"]) for entry in (folder.read_json("_manifest.json") or {}).get("void", [])) if folder.finished else 0
     if void:
         notes.append(summary.Note(f"{summary.plural(void, 'row')} had been committed by two drivers; the first copy of each counts"))

@@ -90,7 +90,7 @@ def scan(folder: JobFolder, columns: Sequence[str]) -> Ended:
         failed=_joined(failed, np.bool_),
         generation=_joined(generations, np.int16),
         numbers={column: _joined(parts, np.float32) for column, parts in numbers.items()},
-        failures=sorted(groups.values(), key=lambda g: -g.count),
+        failures=sorted(groups.values(), key=lambda g: (-g.count, g.error_type, g.stage)),
     )
 
 
