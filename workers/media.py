@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 Pixels = NDArray[np.uint8]
 Format = Literal["png", "jpeg", "webp", "tiff"]
 
-MAX_PIXELS = 120_000_000  # 360 MB decoded; a 35 mm frame scanned at 8000 dpi has 86 million
+MAX_PIXELS = 100_000_000  # 300 MB decoded; a 35 mm frame scanned at 8000 dpi has 86 million
 READ_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 _XMP_TAG = 700
 _KEPT_TAGS = (
