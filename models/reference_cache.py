@@ -17,7 +17,7 @@ class ReferenceCache(Generic[T]):
 
     def __init__(self, max_bytes: int, size: Callable[[T], int]) -> None:
         if max_bytes < 0:
-            raise ValueError(f"reference_cache_bytes is {max_bytes}; give 0 to keep nothing.")
+            raise ValueError(f"cache_bytes is {max_bytes}; give 0 to keep nothing.")
         self.max_bytes = max_bytes
         self.bytes = 0
         self.hits = 0

@@ -119,7 +119,10 @@ class SharedAttention:
         v_own_BNC = to_v(hidden_states) if needs_own or self.settings.adain else None
 
         taken = self._references(like=q_BNC)
-        v_TNC = taken.v if v_own_BNC is None or not self.settings.adain else adain(taken, v_own_BNC[self.row_of_T])
+        v_TNC = taken.v
+        if self.settings.adain and self.index_T:
+            assert v_own_BNC is not None
+            v_TNC = adain(taken, v_own_BNC[self.row_of_T])
         k_1MC, kv_lens = packed(k_own_BNC, taken.k, self.rows, self.settings.own_kv)
         v_1MC, _lens = packed(v_own_BNC, v_TNC, self.rows, self.settings.own_kv)
 
