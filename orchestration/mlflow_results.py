@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,10 @@ MAX_PICTURES = 16
 MAX_FAILURES = 1000  # rows of the table; the review page has them all
 _SIDE = 256  # px of a picture; the same as on the review page, so that its thumbnails serve here too
 _REFERENCES = 4  # shown of one row
+_PICTURES = "before and after"  # a section of the UI's chart page, the first by the alphabet
 _LABEL = 22  # px of the line above each picture
-_QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
-_IMAGE_FILE = re.compile(r"images/(?P<key>[^+%]+)[+%]step[+%](?P<step>\d+)[+%]")
+_QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}  # each becomes a chart of its own in the UI; scores/*.png shows the rest
+_IMAGE_FILE = re.compile(r"images/(?P<key>[^+%]+)[+%]step[+%](?P<step>\d+)[+%]")  # "/" in a key becomes "~"
 
 
 def pick(ended: rows.Ended, score: Score | None, limit: int = MAX_PICTURES) -> dict[str, list[int]]:
@@ -61,13 +63,12 @@ class Results:
         self.ended = rows.scan(folder, list(dict.fromkeys(score.column for score in self.scores)))
 
     def metrics(self, points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Quantiles and mean of each score over ok rows, and the job's time over all its drivers, from the points of metrics.jsonl."""
+        """Quantiles of each score over ok rows, and the job's time over all its drivers, from the points of metrics.jsonl."""
         found = {}
         for score in self.scores:
             values = self._values(score)
             if len(values):
-                found |= {f"{score.column}/{name}": float(np.quantile(values, q)) for name, q in _QUANTILES.items()}
-                found[f"{score.column}/mean"] = float(values.mean())
+                found |= {f"scores/{score.column}_{name}": float(np.quantile(values, q)) for name, q in _QUANTILES.items()}
         timing = summary.timing(points)
         found["job/seconds"] = timing.wall_s
         if timing.rows_per_s is not None:
@@ -89,26 +90,26 @@ class Results:
         if not len(positions) or name in (entry.path for entry in client.list_artifacts(run_id)):
             return
         columns: dict[str, list[Any]] = {key: [] for key in ("row_id", "error_type", "error", "stage", "attempts")}
-        for batch in rows.outputs(self.folder, self.ended.files, positions):
-            for row in batch:
-                for key, values in columns.items():
-                    value = row.get(key)
-                    values.append(redact(value) if isinstance(value, str) else value)
+        failed = [row for batch in rows.outputs(self.folder, self.ended.files, positions) for row in batch]
+        for row in sorted(failed, key=lambda row: row["row_id"]):
+            for key, values in columns.items():
+                value = row.get(key)
+                values.append(redact(value) if isinstance(value, str) else value)
         client.log_table(run_id, columns, name)
 
     def log_pictures(self, client: MlflowClient, run_id: str) -> None:
-        """At most 16 strips before | after | references; the slider of each card goes through the rows."""
+        """At most 16 pictures, each a row before and after with its references; the slider of a card in the UI goes through its rows."""
         there = [_IMAGE_FILE.match(entry.path) for entry in client.list_artifacts(run_id, "images")]
-        done = {(found["key"], int(found["step"])) for found in there if found}
+        done = {(found["key"].split("~")[-1], int(found["step"])) for found in there if found}
         if done and len(self.folder.generations()) > 1:
             return  # a retry adds the rows that had failed; the pictures of the first time stay
         chosen = pick(self.ended, self.shown.scores[0] if self.shown.scores else None)
-        strips = self._strips(sorted(position for positions in chosen.values() for position in positions))
+        sheets = self._sheets(sorted(position for positions in chosen.values() for position in positions))
         for key, positions in chosen.items():
             for step, position in enumerate(positions):
-                strip = strips.get(int(self.ended.hashes[position]))
-                if strip is not None and (key, step) not in done:
-                    client.log_image(run_id, strip, key=key, step=step, synchronous=True)
+                sheet = sheets.get(int(self.ended.hashes[position]))
+                if sheet is not None and (key, step) not in done:
+                    client.log_image(run_id, sheet, key=f"{_PICTURES}/{key}", step=step, synchronous=True)
 
     def description(self, review: str) -> str:
         """What the run's page says on top, in Markdown."""
@@ -120,15 +121,15 @@ class Results:
             for g in self.ended.failures[:5]
         ]
         lines += [f"- Review page: `{review}`"] if review else []
-        lines += [f"- Job folder: `{self.folder.uri}`", f"- Check it: `calotype verify {self.folder.uri}`"]
+        lines += [f"- Job folder: `{self.folder.uri}`", f"- Check it: `calotype verify {shlex.quote(self.folder.uri)}`"]
         return "\n".join(lines)
 
     def _values(self, score: Score) -> np.ndarray:
         values = self.ended.numbers[score.column][~self.ended.failed]
         return values[np.isfinite(values)].astype(np.float64)
 
-    def _strips(self, positions: Sequence[int]) -> dict[int, Image.Image]:
-        """Rows as strips of their thumbnails, by the hash of their row_id."""
+    def _sheets(self, positions: Sequence[int]) -> dict[int, Image.Image]:
+        """Rows as sheets of their thumbnails, by the hash of their row_id; rows without any picture are left out."""
         chosen = np.array(positions, np.int64)
         resources = self.job["spec"].get("resources") or {}
         reader = storage.Reader(tuple(resources.get("allowed_roots") or ()), resources.get("max_file_bytes") or storage.Reader.max_bytes)
@@ -139,16 +140,20 @@ class Results:
         for batch in rows.inputs(self.folder, self.ended.hashes[chosen]):
             content.add_inputs(batch)
         shown = content.as_columns()
-        strips = {}
+        sheets = {}
         for index, (row_id, row_hash) in enumerate(zip(shown["row_id"], ids.hashes(shown["row_id"]).tolist(), strict=True)):
-            tiles = [("before", shown["before"][index]), ("after", shown["after"][index])]
-            tiles += [(f"reference {n + 1}", number) for n, number in enumerate(shown["references"][index][:_REFERENCES])]
-            pictures = [(label, self._thumb(shown["thumbs"]["key"][number])) for label, number in tiles if number is not None]
-            if pictures:
-                values = [(score, shown["values"].get(score.column, {index: None})[index]) for score in self.shown.scores]
-                facts = [f"{score.label} {value:.3f}" for score, value in values if isinstance(value, int | float)]
-                strips[row_hash] = _strip(" · ".join([row_id, *facts]), pictures)
-        return strips
+            pair = [(name, shown[name][index]) for name in ("before", "after") if shown[name][index] is not None]
+            references = [number for number in shown["references"][index] if number is not None][:_REFERENCES]
+            values = [(score, shown["values"].get(score.column, {index: None})[index]) for score in self.shown.scores]
+            facts = [f"{score.label} {value:.3f}" for score, value in values if isinstance(value, int | float)]
+            if pair:
+                keys = shown["thumbs"]["key"]
+                sheets[row_hash] = _sheet(
+                    " · ".join([row_id, *facts]),
+                    [(label, self._thumb(keys[number])) for label, number in pair],
+                    [self._thumb(keys[number]) for number in references],
+                )
+        return sheets
 
     def _thumb(self, key: str) -> Image.Image:
         data = self.folder.fs.cat_file(self.folder.join(thumb_path(key)))
@@ -156,18 +161,26 @@ class Results:
         return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def _strip(title: str, pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Labelled pictures side by side under a title, on white; each in a square of 256 px, small ones enlarged without smoothing."""
-    strip = Image.new("RGB", (_SIDE * len(pictures), _SIDE + 2 * _LABEL), "white")
-    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(14)
+def _sheet(title: str, pair: Sequence[tuple[str, Image.Image]], references: Sequence[Image.Image]) -> Image.Image:
+    """Before and after side by side, references half as large below, on white; small pictures are enlarged without smoothing."""
+    half = _SIDE // 2
+    size = (2 * _SIDE, 2 * _LABEL + _SIDE + (_LABEL + half if references else 0))
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     draw.text((6, 3), title, fill="black", font=font)
-    for at, (label, picture) in enumerate(pictures):
-        scale = _SIDE / max(picture.size)
-        resampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-        square = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), resampling)
-        draw.text((at * _SIDE + 6, _LABEL + 1), label, fill="#555555", font=font)
-        strip.paste(square, (at * _SIDE, 2 * _LABEL))
-    return strip
+    for at, (label, picture) in enumerate(pair):
+        draw.text((at * _SIDE + 6, _LABEL + 2), label, fill="#555555", font=font)
+        sheet.paste(_fitted(picture, _SIDE), (at * _SIDE, 2 * _LABEL))
+    for at, picture in enumerate(references):
+        draw.text((6, 2 * _LABEL + _SIDE + 2), "references", fill="#555555", font=font)
+        sheet.paste(_fitted(picture, half), (at * half, 3 * _LABEL + _SIDE))
+    return sheet
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    scale = side / max(picture.size)
+    resampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), resampling)
 
 
 def _histogram(score: Score, spread: summary.Distribution) -> Figure:

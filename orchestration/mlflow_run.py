@@ -27,7 +27,8 @@ _SECRET_VALUE = re.compile(r"(?i)\b([\w-]*(?:password|passwd|secret|token|signat
 _BATCH = 1000  # metrics in one request, MLflow's own limit
 _PARAMS = 100  # params in one request, MLflow's own limit
 _VALUE = 500  # characters of a param or tag
-_PROGRESS = {"done": "rows_done", "ok": "rows_ok", "failed": "rows_failed", "rows_per_s": "rows_per_s", "seconds": "driver_s"}
+_PROGRESS = {"ok": "rows_ok", "failed": "rows_failed", "rows_per_s": "rows_per_s"}
+_OTHERWISE = ("planned", "executed", "generation", "seconds", "rows_per_s")  # of the summary: params, tags, or of the last driver only
 
 
 def redact(text: str) -> str:
@@ -71,12 +72,12 @@ class MlflowRun:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         self.experiment_id = self._experiment(client)
-        run = self._find(client) or client.create_run(self.experiment_id, run_name=self.folder.name, tags=self._identity())
+        run = self._find(client) or self._make(client)
         self.run_id = run.info.run_id
         self._remember("")
         client.update_run(self.run_id, status="RUNNING")
         self._log_settings(client, run)
-        self._logged = {m.timestamp for m in client.get_metric_history(self.run_id, "progress/rows_done")}
+        self._logged = {m.timestamp for m in client.get_metric_history(self.run_id, "progress/rows_ok")}
         self._client = client
 
     def add(self, points: Sequence[Mapping[str, Any]]) -> None:
@@ -104,14 +105,10 @@ class MlflowRun:
         client = self._opened()
         self.add(self._points())
         manifest = self.folder.read_json("_manifest.json")
-        at = int(datetime.fromisoformat(manifest["finished"]).timestamp() * 1000)
+        at = _iso_millis(manifest["finished"])
         results = Results(self.folder, self.job, self.pipeline.shown)
-        counts = {
-            key: value
-            for key, value in summary.items()
-            if isinstance(value, int | float) and key not in ("executed", "seconds", "rows_per_s")
-        }
-        metrics = {**{f"job/{key}": float(value) for key, value in counts.items()}, **results.metrics(self._points())}
+        counts = {f"job/{key}": float(value) for key, value in summary.items() if key not in _OTHERWISE and isinstance(value, int | float)}
+        metrics = {**counts, **results.metrics(self._points())}
         self._log_metrics(client, [(name, value, at, self._offsets()[-1]) for name, value in metrics.items()])
         results.log_figures(client, self.run_id)
         results.log_failures(client, self.run_id, redact)
@@ -120,7 +117,7 @@ class MlflowRun:
         review = redact(str(summary.get("review") or ""))
         self._log_tags(client, {"calotype.status": status, "calotype.review": review, "calotype.generation": str(summary["generation"])})
         client.set_tag(self.run_id, "mlflow.note.content", redact(results.description(review)))
-        client.set_terminated(self.run_id, "FINISHED")
+        client.set_terminated(self.run_id, "FINISHED", end_time=at)  # when the job ended, however late this arrives
         self._remember(self._seal())
 
     def stop(self, error: BaseException) -> None:
@@ -157,6 +154,10 @@ class MlflowRun:
         )
         found = client.search_runs([self.experiment_id], filter_string=query, order_by=["attributes.start_time DESC"], max_results=1)
         return found[0] if found else None
+
+    def _make(self, client: MlflowClient) -> Run:
+        created = _iso_millis(self.job["created"])
+        return client.create_run(self.experiment_id, start_time=created, tags=self._identity(), run_name=self.folder.name)
 
     def _identity(self) -> dict[str, str]:
         """Tags that a run is made with and found by."""
@@ -262,6 +263,10 @@ class MlflowRun:
 
 def _millis(point: Mapping[str, Any]) -> int:
     return int(point["t"] * 1000)
+
+
+def _iso_millis(moment: str) -> int:
+    return int(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -47,7 +47,7 @@ class TrackingSettings(BaseModel):
     uri: str | None = None
     experiment: str = Field("calotype", min_length=1)
     tags: dict[str, str] = {}  # more tags for the run, to find it by
-    timeout_s: float = Field(30, gt=0)  # how long a finished job waits for the server
+    timeout_s: float = Field(60, gt=0)  # how long a finished job waits for the server
 
     @field_validator("uri")
     @classmethod
@@ -113,7 +113,7 @@ class Tracker:
             return None
         if self._problem is not None:
             return f"not up to date ({self._problem}); run the same command again to catch up"
-        uri, path = redact(self._run.uri), f"#/experiments/{self._run.experiment_id}/runs/{self._run.run_id}"
+        uri, path = redact(self._run.uri), f"#/experiments/{self._run.experiment_id}/runs/{self._run.run_id}?workflowType=machine_learning"
         if urlsplit(uri).scheme in ("http", "https"):
             return f"{uri.rstrip('/')}/{path}"
         return f"mlflow ui --backend-store-uri {shlex.quote(uri)}, then http://127.0.0.1:5000/{path}"
