@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 JobFile = Annotated[Path, typer.Argument(help="The job file (YAML). `calotype init KIND` writes one.")]
 Folder = Annotated[str, typer.Argument(metavar="JOB", help="A job folder (path or s3://), as `run` prints it.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any key of the job file, such as params.format=jpeg.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any key of the job file, such as params.format=jpeg.")
+]
 Engine = Annotated[str | None, typer.Option("--engine", help="ray or inline.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -147,7 +150,9 @@ def run(
 
 @app.command()
 def retry(
-    folder: Folder, error_type: Annotated[str | None, typer.Option("--error-type", help="Only rows that failed so.")] = None, as_json: AsJson = False
+    folder: Folder,
+    error_type: Annotated[str | None, typer.Option("--error-type", help="Only rows that failed so.")] = None,
+    as_json: AsJson = False,
 ) -> int:
     """Run the failed rows of a finished job again, as its next generation."""
     from orchestration.run import retry as retry_job
@@ -249,7 +254,9 @@ def prove(
     method: str,
     golden: Annotated[Path | None, typer.Option("--golden", help="Compare with tensors that the authors' code made.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the lab proof writes its report.")] = Path("proof"),
-    data: Annotated[Path | None, typer.Option("--data", envvar="CALOTYPE_DATA", help="Folder of the photographs for the lab proof.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", envvar="CALOTYPE_DATA", help="Folder of the photographs for the lab proof.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Show that a method equals its authors' mathematics (--golden), or measure its claim in the lab. Exit code 1 if it does not hold."""
@@ -271,7 +278,9 @@ def prove(
 @app.command()
 def train(
     recipe: str,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Checkpoints and the finished model; training goes on from what is there.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Checkpoints and the finished model; training goes on from what is there.")
+    ],
     data: Annotated[Path | None, typer.Option("--data", envvar="CALOTYPE_DATA", help="Folder of the training data.")] = None,
     sets: Sets = None,
 ) -> int:
@@ -310,11 +319,27 @@ def _folder(uri: str) -> Any:
     return folder
 
 
+class _Noise(io.TextIOBase):
+    """Where Ray prints to while a job runs: the debug log. Standard output is for the result."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger("ray.printed").debug(text.rstrip())
+        return len(text)
+
+
 @contextmanager
 def _progress(name: str, *, quiet: bool) -> Iterator[Callable[[Any], None] | None]:
-    if quiet:
-        yield None
-        return
+    with redirect_stdout(_Noise()):
+        if quiet:
+            yield None
+        else:
+            with _bar(name) as show:
+                yield show
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[Any], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -324,7 +349,7 @@ def _progress(name: str, *, quiet: bool) -> Iterator[Callable[[Any], None] | Non
         TextColumn("{task.fields[eta]}"),
         TextColumn("{task.fields[failed]}"),
     )
-    with Progress(*columns, console=err) as bar:
+    with Progress(*columns, console=err, redirect_stdout=False) as bar:
         task = bar.add_task(name, total=1, rate="", eta="", failed="", start=True)
 
         def show(point: Any) -> None:

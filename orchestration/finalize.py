@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestration import fingerprint, ids, ledger
+from orchestration import fingerprint, ledger
 from orchestration.folder import JobFolder, block_name
-from workers import storage
+from workers import ids, storage
 
 log = logging.getLogger(__name__)
 

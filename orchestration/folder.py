@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,11 +13,6 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from workers import storage
-
-
-def artifact_name(row_id: str, extension: str) -> str:
-    """Path of a row's artifact relative to the job folder; `extension` without the dot."""
-    return f"artifacts/{hashlib.sha1(row_id.encode()).hexdigest()[:2]}/{quote(row_id, safe='')}.{extension}"
 
 
 def block_name(name: str) -> str:
@@ -103,6 +96,16 @@ class JobFolder:
             raise FileNotFoundError(f"{self.uri} has no plan for generation {generation}")
         return table
 
+    def planned_rows(self, generation: int, row_ids: pa.ChunkedArray) -> pa.Table:
+        """The inputs of some rows of a generation; one plan file in memory at a time."""
+        wanted = row_ids.combine_chunks()
+        parts = []
+        for name in self.files("plan", f"gen-{generation}"):
+            table = self.read_table([name])
+            assert table is not None
+            parts.append(table.filter(pc.is_in(table["row_id"], value_set=wanted)))
+        return pa.concat_tables(parts)
+
     def committed_files(self, generation: int) -> list[str]:
         """Data files of a generation that belong to a committed ledger file (or, in a finished folder, that _manifest.json lists)."""
         listed = self.read_json("_manifest.json") if self.finished else None
@@ -136,7 +139,9 @@ class JobFolder:
                 table = table.append_column("status", pa.array([status] * len(table), pa.string()))
                 parts.append(table.append_column("generation", pa.array([generation] * len(table), pa.int32())))
         if not parts:
-            return pa.table({"row_id": pa.array([], pa.string()), "status": pa.array([], pa.string()), "generation": pa.array([], pa.int32())})
+            return pa.table(
+                {"row_id": pa.array([], pa.string()), "status": pa.array([], pa.string()), "generation": pa.array([], pa.int32())}
+            )
         table = pa.concat_tables(parts, promote_options="default")
         if len(self.generations()) > 1:  # the last generation of a row holds
             order = pc.sort_indices(table, sort_keys=[("generation", "descending")])

@@ -58,16 +58,23 @@ def write_review_again(folder: JobFolder) -> str:
 
 def known_models() -> list[dict[str, str]]:
     """The lab models that are shipped, with what their cards say, and how a full-size one is named."""
-    from models.checkpoints import lab_models
+    from models.catalog import lab_models
 
     found = []
     for path in lab_models():
         card = storage_card(path)
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         found.append(
-            {"model": f"lab/{path.name}", "method": str(card.get("method", "")), "size": f"{size / 1e6:.1f} MB", "notes": str(card.get("summary", ""))}
+            {
+                "model": f"lab/{path.name}",
+                "method": str(card.get("method", "")),
+                "size": f"{size / 1e6:.1f} MB",
+                "notes": str(card.get("summary", "")),
+            }
         )
-    found.append({"model": "{method, base, checkpoint}", "method": "instant_restore", "size": "4 GB", "notes": "published weights that you supply"})
+    found.append(
+        {"model": "{method, base, checkpoint}", "method": "instant_restore", "size": "4 GB", "notes": "published weights that you supply"}
+    )
     return found
 
 

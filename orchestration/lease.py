@@ -35,7 +35,9 @@ class Verdict:
     why: str
 
 
-def judge(lease: dict[str, Any] | None, replicas: list[dict[str, Any]], now: float, host: str, alive: Callable[[int, float], bool]) -> Verdict:
+def judge(
+    lease: dict[str, Any] | None, replicas: list[dict[str, Any]], now: float, host: str, alive: Callable[[int, float], bool]
+) -> Verdict:
     """May this lease be taken over? Free where there is none, its time to live has passed, or its driver and replicas ran here and are gone."""
     if lease is None:
         return Verdict(True, "nobody holds it")
@@ -87,7 +89,9 @@ class Lease:
                 return self
             waiting_for_replicas = lease is not None and "replicas" in verdict.why and "still run" in verdict.why
             if not waiting_for_replicas or time.time() > deadline:
-                raise LeaseHeld(f"{self.folder.uri}: {verdict.why if not verdict.free else 'another driver was faster'}. Wait, or stop it first.")
+                raise LeaseHeld(
+                    f"{self.folder.uri}: {verdict.why if not verdict.free else 'another driver was faster'}. Wait, or stop it first."
+                )
             time.sleep(0.5)  # replicas of a killed driver end within seconds
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -100,7 +104,9 @@ class Lease:
     def check(self) -> None:
         """Raises LeaseLost once the lease is lost."""
         if self.lost.is_set():
-            raise LeaseLost(f"{self.folder.uri}: the lease was lost to another driver, or could not be renewed for {self.ttl_s:.0f} s; stopped")
+            raise LeaseLost(
+                f"{self.folder.uri}: the lease was lost to another driver, or could not be renewed for {self.ttl_s:.0f} s; stopped"
+            )
 
     def _content(self) -> bytes:
         fact = {

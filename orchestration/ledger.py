@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestration import ids
 from orchestration.folder import JobFolder, block_name
-from workers import storage
+from workers import ids, storage
 
 
 def committed(folder: JobFolder, generation: int) -> ids.Hashes:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from orchestration import ids
 from orchestration.folder import JobFolder
 from orchestration.review import rows, summary
 from orchestration.review.content import Content
 from orchestration.review.thumbnails import Thumbnails, thumb_path
 from pipelines.pipeline import Score, Shown
-from workers import storage
+from workers import ids, storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

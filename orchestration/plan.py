@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestration import ids
 from orchestration.folder import JobFolder
 from orchestration.job import JobSpec
 from pipelines.pipeline import Pipeline
-from workers import storage
+from workers import ids, storage
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,9 @@ def write_retry(folder: JobFolder, job: Mapping[str, Any], error_type: str | Non
     if error_type is not None:
         failed = failed.filter(pc.equal(failed["error_type"], error_type))
     if not len(failed):
-        raise ManifestRefused(f"{folder.uri}: no failed row" + (f" with error type {error_type}" if error_type else "") + ", nothing to retry")
+        raise ManifestRefused(
+            f"{folder.uri}: no failed row" + (f" with error type {error_type}" if error_type else "") + ", nothing to retry"
+        )
     wanted = pa.array(failed["row_id"].to_pylist(), pa.string())
     _clear(folder, f"plan/gen-{generation}")
 
@@ -227,12 +228,12 @@ def _batches(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
             try:
                 for batch in reader.iter_batches(_BATCH_ROWS):
                     table = pa.Table.from_batches([batch])
-                    columns = [
-                        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema
-                    ]
+                    columns = [table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema]
                     yield pa.table(columns, schema=schema)
             except (pa.ArrowInvalid, OSError) as error:
-                raise ManifestRefused(f"{name} is damaged behind its footer ({error}); write it again, or set `on_bad_source: skip`") from error
+                raise ManifestRefused(
+                    f"{name} is damaged behind its footer ({error}); write it again, or set `on_bad_source: skip`"
+                ) from error
 
 
 def _selected(table: pa.Table, spec: JobSpec) -> pa.Table:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -239,14 +239,18 @@ def _drive(job: Prepared, record: dict[str, Any], lease: Lease, on_progress: Cal
     pipeline = job.pipeline
     tracker = Tracker(job.spec.tracking)
     tracker.start(folder, record, pipeline)
-    ledger.clear_pending(folder, generation)
-    watch = Watch(folder, generation, entry["rows"], started)
-    before = watch.look()
-    if before.done < entry["rows"]:
-        _execute(job, pipeline, generation, entry, lease, watch, tracker, on_progress)
-    lease.check()
-    extra = dict(pipeline.finish(folder.uri)) if pipeline.finish is not None else {}
-    tally = finalize.seal(folder)
+    try:
+        ledger.clear_pending(folder, generation)
+        watch = Watch(folder, generation, entry["rows"], started)
+        before = watch.look()
+        if before.done < entry["rows"]:
+            _execute(job, pipeline, generation, entry, lease, watch, tracker, on_progress)
+        lease.check()
+        extra = dict(pipeline.finish(_finished_rows(folder))) if pipeline.finish is not None else {}
+        tally = finalize.seal(folder)
+    except BaseException as error:
+        tracker.stop(error)
+        raise
     point = watch.look()
     Log(folder).write(point, job.spec.engine, finished=True)
     if on_progress is not None:
@@ -315,7 +319,9 @@ def _execute(
             if on_progress is not None:
                 on_progress(point)
             if time.monotonic() - watch.changed > resources.stall_timeout_s:
-                raise Stalled(f"{job.folder.uri}: no row has ended for {resources.stall_timeout_s:.0f} s; stopped, run the same command to go on")
+                raise Stalled(
+                    f"{job.folder.uri}: no row has ended for {resources.stall_timeout_s:.0f} s; stopped, run the same command to go on"
+                )
     finally:
         stop.set()
         if ours:
@@ -323,6 +329,18 @@ def _execute(
         thread.join(10)
     if errors:
         raise errors[0]
+
+
+def _finished_rows(folder: JobFolder) -> Iterator[dict[str, Any]]:
+    """Every row that is ok, inputs and outputs together, in no order; one data file in memory at a time."""
+    for generation in folder.generations():
+        for name in folder.committed_files(generation):
+            if "/status=ok/" not in name:
+                continue
+            outputs = folder.read_table([name])
+            assert outputs is not None
+            inputs = folder.planned_rows(generation, outputs["row_id"])
+            yield from inputs.join(outputs, "row_id").to_pylist()
 
 
 def _tidy(folder: JobFolder) -> None:

@@ -13,6 +13,7 @@ from workers.guard import CONTRACT
 from workers.stage import Stage
 from workers.storage import Reader
 
+
 @dataclass(frozen=True)
 class Score:
     """A number of each row that a reviewer sorts by and MLflow draws as a distribution."""
@@ -91,7 +92,7 @@ class Context:
     folder: str = ""  # the job folder's URI
     seed: int = 0
     media: str = "files"  # "files" | "columns"
-    reader: Reader = Reader()
+    reader: Reader = field(default_factory=Reader)
     max_pixels: int = 100_000_000
     micro_batch: int | None = None
     cache_bytes: int = 2**30

@@ -74,7 +74,9 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
 def build(params: ToyParams, context: Context) -> Pipeline:
     return Pipeline(
         name="toy",
-        rows=pa.schema([pa.field("row_id", pa.string(), nullable=False), pa.field("number", pa.int64(), nullable=False), ("action", pa.string())]),
+        rows=pa.schema(
+            [pa.field("row_id", pa.string(), nullable=False), pa.field("number", pa.int64(), nullable=False), ("action", pa.string())]
+        ),
         outputs=pa.schema([("product", pa.int64()), ("text", pa.string())]),
         stages=[
             MapRows("read", read, adds=pa.schema([("text", pa.string())]), retry=Retry(tries=3, wait_s=0.01)),

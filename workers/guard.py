@@ -8,10 +8,11 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 
-from workers import storage
+from workers import ids, storage
 from workers.quarantine import Journal
 from workers.rows import Failure, JobStopped, Outcome
 from workers.stage import Stage
@@ -55,7 +56,8 @@ class Guarded:
         if threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(threads)  # before the model's libraries are imported
         self.stage, self.post = stage, post
-        self._journal = Journal(storage.join(post.folder, "attempts", f"gen-{post.generation}"), post.driver, post.separate_process)
+        entries = storage.join(post.folder, "attempts", f"gen-{post.generation}")
+        self._journal = Journal(entries, post.driver, stage.name, post.separate_process)
         if post.separate_process:
             self._register()
         stage.setup()
@@ -65,19 +67,20 @@ class Guarded:
         table = with_contract(table)
         outcomes: dict[int, Outcome] = {}
         healthy = [index for index, status in enumerate(table["status"].to_pylist()) if status == "ok"]
-        ids = table["row_id"].to_pylist()
-        suspicions = self._journal.suspicions([ids[i] for i in healthy])
-        company = [i for i in healthy if ids[i] not in suspicions]
+        row_ids = table["row_id"].to_pylist()
+        suspicions = self._journal.suspicions([row_ids[i] for i in healthy])
+        company = [i for i in healthy if row_ids[i] not in suspicions]
         groups = [company[at : at + self.stage.micro_batch] for at in range(0, len(company), self.stage.micro_batch)]
-        for index in (i for i in healthy if ids[i] in suspicions):
-            verdict = suspicions[ids[index]].verdict
+        for index in (i for i in healthy if row_ids[i] in suspicions):
+            verdict = suspicions[row_ids[index]].verdict
             if verdict is None:
                 groups.append([index])
             else:
-                outcomes[index] = Outcome(failure=verdict, attempts=suspicions[ids[index]].deaths)
+                suspicion = suspicions[row_ids[index]]
+                outcomes[index] = Outcome(failure=verdict, stage=suspicion.stage, attempts=suspicion.deaths)
         for group in groups:
             timeout_s = None if self.post.row_timeout_s is None else self.post.row_timeout_s * len(group)
-            with self._journal.entry([ids[i] for i in group], timeout_s):
+            with self._journal.entry([row_ids[i] for i in group], timeout_s):
                 answers = self.stage.run(table.take(pa.array(group, pa.int64())))
             assert len(answers) == len(group), f"{self.stage.name}: {len(group)} rows went in and {len(answers)} came back"
             outcomes.update(zip(group, answers, strict=True))
@@ -139,11 +142,16 @@ def _merge(table: pa.Table, outcomes: dict[int, Outcome], stage: Stage) -> pa.Ta
         contract["attempts"][index] = max(contract["attempts"][index], outcome.attempts)
         contract["model_ms"][index] += outcome.model_ms
         if index in failures:
-            contract["status"][index], contract["stage"][index] = "failed", stage.name
+            contract["status"][index], contract["stage"][index] = "failed", outcome.stage or stage.name
             contract["error_type"][index], contract["error"][index] = failures[index].error_type, failures[index].error
     for field in CONTRACT:
         table = table.set_column(table.column_names.index(field.name), field, pa.array(contract[field.name], field.type))
     return table
+
+
+def left(table: pa.Table, done: ids.Hashes) -> pa.Table:
+    """The rows whose id's hash is not in `done`."""
+    return table.filter(pa.array(~np.isin(ids.hashes(table["row_id"]), done)))
 
 
 def committed(table: pa.Table, schema: pa.Schema) -> pa.Table:

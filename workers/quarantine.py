@@ -30,6 +30,7 @@ class Suspicion:
     deaths: int = 0
     alone: int = 0
     timed_out: bool = False
+    stage: str = ""
 
     @property
     def verdict(self) -> Failure | None:
@@ -37,7 +38,9 @@ class Suspicion:
         if self.deaths < MAX_DEATHS or self.alone == 0:
             return None
         if self.timed_out:
-            return Failure("RowTimeout", f"exceeded resources.row_timeout_s in {self.deaths} tries; raise the limit and run `calotype retry`")
+            return Failure(
+                "RowTimeout", f"exceeded resources.row_timeout_s in {self.deaths} tries; raise the limit and run `calotype retry`"
+            )
         return Failure("ProcessDied", f"the process died {self.deaths} times on this row; `calotype retry` tries it again")
 
 
@@ -45,12 +48,13 @@ class Suspicion:
 class Journal:
     """The journal of one generation, a folder of small JSON files. `driver` is the lease owner that runs the job now.
 
-    `survives_driver`: replicas that run in processes of their own die with a killed driver, which is no fault of their rows; such deaths make
+    `separate_process`: replicas that run in processes of their own die with a killed driver, which is no fault of their rows; such deaths make
     their rows run alone but do not count towards failing them. On the inline engine the driver is the process that dies, so they count.
     """
 
     folder: str
     driver: str
+    stage: str
     separate_process: bool
     _entries: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
@@ -79,7 +83,10 @@ class Journal:
                 counts = not entry["separate_process"] or entry["driver"] == self.driver
                 alone = len(entry["ids"]) == 1
                 found[row_id] = Suspicion(
-                    old.deaths + counts, old.alone + (counts and alone), old.timed_out or entry.get("reason") == "timeout"
+                    deaths=old.deaths + counts,
+                    alone=old.alone + (counts and alone),
+                    timed_out=old.timed_out or entry.get("reason") == "timeout",
+                    stage=entry["stage"],
                 )
         return found
 
@@ -91,6 +98,7 @@ class Journal:
         content = {
             "ids": list(row_ids),
             "driver": self.driver,
+            "stage": self.stage,
             "separate_process": self.separate_process,
             "host": socket.gethostname(),
             "pid": os.getpid(),

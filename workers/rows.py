@@ -28,10 +28,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage made of one row: the new columns, or a failure. `model_ms` is the row's share of model time."""
+    """What a stage made of one row: the new columns, or a failure (`stage`: where, if elsewhere). `model_ms`: the row's share of model time."""
 
     columns: Mapping[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
+    stage: str | None = None
     attempts: int = 1
     model_ms: float = 0.0
 
@@ -50,7 +51,9 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in (28, 30, 36, 122):  # no space, read-only, name too long, quota
         return False
-    return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, OSError) and type(error).__module__ in ("builtins", "botocore", "aiohttp"))
+    return isinstance(error, ConnectionError | TimeoutError) or (
+        isinstance(error, OSError) and type(error).__module__ in ("builtins", "botocore", "aiohttp")
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestration import ids, ledger
+from orchestration import ledger
 from orchestration.engines.assignment import Assignment
-from workers.guard import Guarded, committed
+from workers.guard import Guarded, committed, left
 
 
 def run(work: Assignment, stop: threading.Event) -> None:
@@ -34,6 +34,6 @@ def _blocks(work: Assignment) -> Iterator[pa.Table]:
             for batch in pq.ParquetFile(file).iter_batches(work.block_rows):
                 table = pa.Table.from_batches([batch])
                 if len(done):
-                    table = table.filter(pa.array(~np.isin(ids.hashes(table["row_id"]), done)))
+                    table = left(table, done)
                 if len(table):
                     yield table

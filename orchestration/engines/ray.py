@@ -7,13 +7,17 @@ import os
 import threading
 from typing import Any
 
+import numpy as np
+
+from orchestration import ledger
 from orchestration.engines.assignment import Assignment
 from orchestration.job import Resources
 from workers import storage
-from workers.guard import Guarded, committed, guard_here
+from workers.guard import Guarded, committed, guard_here, left
 from workers.stage import Stage
 
 log = logging.getLogger(__name__)
+
 
 def start(resources: Resources) -> bool:
     """Connect to a cluster (resources.ray_address, RAY_ADDRESS) or start one on this machine. False if the caller had done so already."""
@@ -57,15 +61,21 @@ def capacity(resources: Resources) -> tuple[float, float]:
 def run(work: Assignment, stop_event: threading.Event) -> None:
     """Run what is left of a generation. Returns when all its rows are committed; raises what stops a whole job.
 
-    Ray's filter leaves out committed rows and its write tasks commit block by block, as `orchestration.ledger` says.
+    Ray's write tasks commit block by block, as `orchestration.ledger` says. Its own filter of committed rows is left out: its actors take a
+    core each, so that on a small machine nothing else can start; ours is a function of the reading tasks.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
     from ray.data.checkpoint import CheckpointConfig
+    from ray.data.checkpoint.checkpoint_filter import CheckpointManager
+
+    class CommitOnly(CheckpointManager):
+        def load_checkpoint(self, *_: Any, **__: Any) -> tuple[None, int]:
+            return None, 0
 
     fs, plan = storage.arrow_filesystem(work.folder.join_uri("plan", f"gen-{work.generation}"))
     _, data = storage.arrow_filesystem(work.folder.join_uri("data", f"gen-{work.generation}"))
-    _, ledger = storage.arrow_filesystem(work.folder.join_uri("ledger", f"gen-{work.generation}"))
+    _, ledger_path = storage.arrow_filesystem(work.folder.join_uri("ledger", f"gen-{work.generation}"))
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -74,12 +84,17 @@ def run(work: Assignment, stop_event: threading.Event) -> None:
     context.execution_options.verbose_progress = False
     context.checkpoint_config = CheckpointConfig(
         "row_id",
-        ledger if work.folder.uri.startswith("/") else work.folder.join_uri("ledger", f"gen-{work.generation}"),
+        ledger_path if work.folder.uri.startswith("/") else work.folder.join_uri("ledger", f"gen-{work.generation}"),
         delete_checkpoint_on_success=False,  # True, the default, would run a finished job again
         override_filesystem=fs,
+        checkpoint_manager_cls=CommitOnly,
     )
     cpus, gpus = capacity(work.resources)
-    dataset = ray.data.read_parquet(plan, filesystem=fs, partitioning=None).repartition(target_num_rows_per_block=work.block_rows, strict=True)
+    dataset = ray.data.read_parquet(plan, filesystem=fs, partitioning=None)
+    done = np.sort(ledger.committed(work.folder, work.generation))
+    if len(done):
+        dataset = dataset.map_batches(left, fn_args=(done,), batch_size=None, batch_format="pyarrow")
+    dataset = dataset.repartition(target_num_rows_per_block=work.block_rows, strict=True)
     for stage in work.pipeline.stages:
         if stage.pooled:
             share = cpus_per_replica(work.resources, work.replicas, cpus)

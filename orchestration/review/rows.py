@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestration import ids
 from orchestration.folder import JobFolder
+from workers import ids
 
 _BATCH_ROWS = 256
 _PATTERNS = 20  # different error texts kept of one error type

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestration import ids
 from orchestration.review import rows
 from tests.orchestration.review.folders import job_folder, people, retry, row, seal
+from workers import ids
 
 
 def test_a_retried_row_counts_by_its_last_generation(tmp_path: Path) -> None:

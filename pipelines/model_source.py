@@ -1,0 +1,92 @@
+"""The model that a job file names: a lab model by its card, or a full-size one by its folders, resolved without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from models.catalog import ModelNotFound, lab_path, model_revision, read_card
+from pipelines.pipeline import Accept, Model
+from workers import storage
+
+KIND_METHODS = {"restore": ("instant_restore",)}
+UNLICENSED = ("instant_restore",)  # the authors' weights state no licence
+
+
+class LicenceNotAccepted(ValueError):
+    """The named weights have no licence, or a restrictive one, that the job file does not accept."""
+
+
+def resolve_model(kind: str, model: str | Mapping[str, str], accept: Accept) -> Model:
+    """Find a model's files, fetch those behind URIs, and digest them. Raises ValueError for one that this kind can't use."""
+    if isinstance(model, str):
+        return _lab(kind, model)
+    method = model["method"].replace("-", "_")
+    if method not in KIND_METHODS[kind]:
+        raise ModelNotFound(f"model.method: {kind} runs {', '.join(KIND_METHODS[kind])}, not {model['method']}")
+    if model.get("checkpoint") is None:
+        raise ModelNotFound("model.checkpoint is missing; it names the method's trained weights")
+    if method in UNLICENSED and not accept.unlicensed:
+        raise LicenceNotAccepted(
+            f"the published weights of {method} state no licence; set accept_unlicensed_weights: true if you may use them"
+        )
+    sources = {key: str(fetch(value)) for key, value in model.items() if key != "method"}
+    revisions = {key: _revision(Path(path)) for key, path in sources.items()}
+    digest = hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
+    return Model(name=f"{method} ({model['base']})", method=method, tier="full", sources=sources, revision=digest, settings=_paper(method))
+
+
+def fetch(uri: str) -> Path:
+    """The local path of a model's file or folder; one behind a URI is copied once into the user's cache."""
+    if storage.scheme(uri) == "file":
+        path = storage.local_path(uri)
+        if not path.exists():
+            raise ModelNotFound(f"there is no model at {path}")
+        return path
+    fs, remote = storage.filesystem(uri)
+    stamp = sorted((str(n), int(fs.size(n) or 0), str(fs.ukey(n))) for n in (fs.find(remote) or [remote]))
+    if not fs.exists(remote):
+        raise ModelNotFound(f"there is no model at {uri}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "calotype" / "models"
+    name = hashlib.sha256(json.dumps([uri, stamp]).encode()).hexdigest()[:20]
+    target = cache / name / uri.rstrip("/").rsplit("/", 1)[-1]
+    if not target.exists():
+        partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        fs.get(remote, str(partial), recursive=fs.isdir(remote))
+        os.replace(partial, target)
+    return target
+
+
+def _lab(kind: str, name: str) -> Model:
+    path = storage.local_path(name) if (Path(name) / "card.json").exists() else lab_path(name)
+    card = read_card(path)
+    if card.method not in KIND_METHODS[kind]:
+        raise ModelNotFound(f"model: {name} is a model for {card.method}; {kind} runs {', '.join(KIND_METHODS[kind])}")
+    settings = {**_paper(card.method), "image_size": card.facts.get("image_size"), **card.facts.get("settings", {})}
+    return Model(
+        name=card.name, method=card.method, tier=card.tier, sources={"folder": str(path)}, revision=model_revision(path), settings=settings
+    )
+
+
+def _paper(method: str) -> dict[str, object]:
+    """What the paper sets where neither a job nor the model says anything; `adain` and `own_kv` are left to an authors' checkpoint."""
+    assert method == "instant_restore"
+    return {"timestep": 249, "max_references": 4, "reference_padding": "masked", "freeu": True, "noise": 1.0, "image_size": 512}
+
+
+def _revision(path: Path) -> str:
+    """Digest of a model's files, remembered by path, size and time of change: hashing gigabytes takes seconds."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    stamp = json.dumps([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "calotype" / "revisions"
+    entry = cache / hashlib.sha256(stamp.encode()).hexdigest()[:20]
+    if entry.exists():
+        return entry.read_text()
+    revision = model_revision(path)
+    cache.mkdir(parents=True, exist_ok=True)
+    entry.write_text(revision)
+    return revision
