@@ -1,0 +1,7 @@
+"""Training programs: each module has a frozen dataclass `Config` and `train(cfg, out)`, resumable from `out`."""
+
+RECIPES: dict[str, str] = {
+    "instant_restore": "models.recipes.instant_restore",
+    "identity": "models.recipes.identity",
+}
+"""Name -> module."""
