@@ -180,7 +180,8 @@ def load(params: RestoreParams, context: Context) -> InstantRestore:
     from models.methods.instant_restore import InstantRestore
 
     settings = {name: getattr(params, name) for name in METHOD_SETTINGS}
-    return InstantRestore.load(context.model.sources, settings=settings, cache_bytes=context.cache_bytes)
+    accepted = context.model.tier == "full"  # resolving the model has asked for it
+    return InstantRestore.load(context.model.sources, settings=settings, cache_bytes=context.cache_bytes, accept_unlicensed_weights=accepted)
 
 
 def request(params: RestoreParams, seed: int, row: Mapping[str, Any]) -> Request:
