@@ -8,7 +8,9 @@ it was before restoring.
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -153,6 +155,13 @@ def encode_image(
     return file.getvalue()
 
 
+@cache
+def srgb_profile() -> bytes:
+    """An ICC profile of sRGB, always the same bytes: the time of its making is taken out."""
+    made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return made[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made[36:]  # ICC.1:2022, 7.2.8
+
+
 def _open(file: BinaryIO, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(file, formats=READ_FORMATS)
@@ -192,13 +201,13 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, bytes | None]:
 
 def _by_profile(image: Image.Image, profile: bytes) -> tuple[Image.Image, bytes | None]:
     """To sRGB by the file's own profile; without it where the profile is damaged or belongs to another mode."""
-    target = ImageCms.createProfile("sRGB")
     try:
-        turned = ImageCms.profileToProfile(image, ImageCms.getOpenProfile(io.BytesIO(profile)), target, outputMode="RGB")
+        source = ImageCms.getOpenProfile(io.BytesIO(profile))
+        turned = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except ImageCms.PyCMSError:
         return image.convert("RGB"), None
     assert turned is not None
-    return turned, ImageCms.ImageCmsProfile(target).tobytes()
+    return turned, srgb_profile()
 
 
 def _space(profile: bytes | None) -> str:

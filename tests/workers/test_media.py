@@ -21,10 +21,6 @@ def file_of(image: Image.Image, format: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def a_profile() -> bytes:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
 def dated_exif(orientation: int = 1) -> Image.Exif:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -51,10 +47,10 @@ def test_pixels_stand_upright_whatever_the_orientation(orientation: int) -> None
 
 @pytest.mark.parametrize("format", get_args(media.Format))
 def test_profile_date_author_and_place_come_through_every_format(format: media.Format) -> None:
-    source = media.decode_image(file_of(Image.fromarray(COLOURS), "JPEG", exif=dated_exif(6), icc_profile=a_profile()))
+    source = media.decode_image(file_of(Image.fromarray(COLOURS), "JPEG", exif=dated_exif(6), icc_profile=media.srgb_profile()))
     made = Image.open(io.BytesIO(media.encode_image(source.pixels, format, icc_profile=source.icc_profile, exif=source.exif, xmp=b"<x/>")))
     exif = made.getexif()
-    assert made.info["icc_profile"] == a_profile()
+    assert made.info["icc_profile"] == media.srgb_profile()
     assert made.size == (16, 24)
     assert exif[ExifTags.Base.Orientation] == 1
     assert exif[ExifTags.Base.Artist] == "Ada"
