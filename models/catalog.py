@@ -54,8 +54,12 @@ def lab_path(name: str) -> Path:
 
 
 def model_revision(path: Path) -> str:
-    """sha256 of a model's files by name and content, as hex: a folder's in order of name, or a single file's. Raises ModelNotFound."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    """sha256 of a model's files by name and content, as hex: a folder's in order of name, or a single file's. Raises ModelNotFound.
+
+    Hidden files and texts for readers (.md) decide no result and do not count.
+    """
+    counted = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".md")
+    files = [path] if path.is_file() else sorted(counted)
     if not files:
         raise ModelNotFound(f"{path} holds no model files.")
     digest = hashlib.sha256()

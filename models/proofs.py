@@ -1,6 +1,7 @@
-"""Proof that a method equals its authors' mathematics: compared tensor by tensor with what their code computed.
+"""Proofs by method, as `calotype prove METHOD` runs them.
 
-`calotype prove METHOD --golden FILE` prints what `golden` returns and fails if any comparison does.
+With `--golden FILE`: that a method equals its authors' mathematics, compared tensor by tensor with what their code computed. Without: that it
+does in the lab what its paper claims, measured and held against gates.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +18,9 @@ from models.checkpoints import UnreadableCheckpoint, read_tensors
 
 GOLDEN = {"instant_restore": "models.methods.instant_restore_golden:prove_golden"}
 """Method -> module:function that takes a golden file and returns its comparisons."""
+
+CLAIMS: dict[str, str] = {}
+"""Method -> module:function that takes (output folder, data folder or None, say) and returns whether every gate of its lab proof holds."""
 
 
 class GoldenFileError(ValueError):
@@ -38,12 +43,20 @@ class Comparison:
 
 def golden(method: str, file: Path) -> list[Comparison]:
     """Run `method` on a golden file's inputs and compare with its results. Raises ValueError, GoldenFileError for the file's faults."""
+    return _find(GOLDEN, method, "golden")(file)
+
+
+def claim(method: str, output: Path, data: Path | None, say: Callable[[str], None]) -> bool:
+    """Measure a method's claim in the lab, write figures to `output`, tell `say` each line; whether every gate holds. Raises ValueError."""
+    return _find(CLAIMS, method, "lab")(output, data, say)
+
+
+def _find(proofs: Mapping[str, str], method: str, kind: str) -> Callable[..., Any]:
     name = method.replace("-", "_")
-    if name not in GOLDEN:
-        raise ValueError(f"There is no golden proof for {method!r}; there is one for {', '.join(sorted(GOLDEN))}.")
-    module, function = GOLDEN[name].split(":")
-    prove: Callable[[Path], list[Comparison]] = getattr(importlib.import_module(module), function)
-    return prove(file)
+    if name not in proofs:
+        raise ValueError(f"There is no {kind} proof for {method!r}; methods that have one: {', '.join(sorted(proofs)) or 'none yet'}.")
+    module, function = proofs[name].split(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def read_golden(file: Path) -> dict[str, Tensor]:

@@ -55,6 +55,7 @@ def test_the_revision_follows_content_and_names_and_nothing_else(tmp_path: Path)
     first = model_revision(folder)
     assert model_revision(copy) == first
     (copy / ".cache").write_bytes(b"x")
+    (copy / "README.md").write_text("for readers")
     assert model_revision(copy) == first
     (folder / "unet" / "w").write_bytes(b"2")
     assert model_revision(folder) != first
