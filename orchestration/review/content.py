@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from orchestration.folder import JobFolder
+from orchestration.review.summary import six_figures
 from orchestration.review.thumbnails import Source, Thumb, Thumbnails
 from pipelines.pipeline import Shown
 from workers import storage
@@ -121,7 +122,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, int):
         return value if abs(value) < 2**53 else str(value)  # JavaScript would round it
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+        return six_figures(value) if math.isfinite(value) else None
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, list) and all(isinstance(v, int | float | str) for v in value):

@@ -34,7 +34,7 @@ function controls() {
   const groups = [...new Set(rows.group)].filter((g) => g !== null);
   groups.sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
   $("group-field").hidden = groups.length < 2;
-  if (review.shown.group) $("group-field").firstChild.textContent = label(review.shown.group).replace(/ id$/, "").replace(/^./, (c) => c.toUpperCase());
+  if (review.shown.group) $("group-label").textContent = label(review.shown.group).replace(/ id$/, "").replace(/^./, (c) => c.toUpperCase());
   $("groups").append(...groups.map((group) => el("option", { value: group })));
   const usable = orders.filter((o) => o.column === null || valuesOf(o.column) !== null);
   $("order").append(...usable.map((o) => el("option", { value: o.key }, o.label)));

@@ -36,8 +36,11 @@ class Distribution:
 
 def distribution(values: np.ndarray, bins: int = _BINS) -> Distribution:
     """Histogram with round edges and quantiles of `values` (N,), NaN for null. A long upper tail shares the last bin."""
-    known = values[np.isfinite(values)].astype(np.float64)
+    known = values[np.isfinite(values)]
     missing = int(len(values) - len(known))
+    known = np.fromiter(
+        (six_figures(v) for v in known), np.float64, len(known)
+    )  # float32 0.45 is below 0.45; the page shows and filters 0.45
     if not len(known):
         return Distribution([], [], False, 0, missing, None, None, None, None, None)
     low, p05, median, p95, p99, high = (float(q) for q in np.quantile(known, [0, 0.05, 0.5, 0.95, 0.99, 1]))
@@ -46,8 +49,13 @@ def distribution(values: np.ndarray, bins: int = _BINS) -> Distribution:
     first = math.floor(low / step + 1e-9)
     last = math.floor((p99 if tail else high) / step + 1e-9) + 1
     edges = [round(step * i, 12) for i in range(first, last + 1)]
-    counts = np.histogram(np.minimum(known, edges[-1]), np.array(edges))[0]
+    counts = np.histogram(np.clip(known, edges[0], edges[-1]), np.array(edges))[0]
     return Distribution(edges, counts.tolist(), tail, len(known), missing, low, p05, median, p95, high)
+
+
+def six_figures(value: float) -> float:
+    """A number as the page holds it: rounded to six significant figures."""
+    return float(f"{value:.6g}")
 
 
 def round_step(span: float, bins: int) -> float:

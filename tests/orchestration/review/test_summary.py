@@ -14,7 +14,12 @@ def test_a_histogram_counts_every_known_value_once(values: list[float]) -> None:
     assert sum(found.counts) == len(values) == found.rows
     assert found.missing == 1
     assert len(found.edges) == len(found.counts) + 1
-    assert found.edges[0] <= min(values) + 1e-6 * abs(min(values))
+
+
+def test_a_value_on_an_edge_counts_where_the_page_filters_it() -> None:
+    found = summary.distribution(np.array([0.1, 0.45, 0.45, 0.45, 0.8], np.float32))
+    bin_of_45 = found.edges.index(0.45)
+    assert found.counts[bin_of_45] == 3
 
 
 def test_a_histogram_has_round_edges_and_few_bins() -> None:
