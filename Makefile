@@ -1,10 +1,48 @@
+# Everything here does its own set-up: python3, pip and make on a fresh machine are enough.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.venv/installed: pyproject.toml constraints.txt
+.PHONY: setup demo check fix test slow faults bench
+
+setup: .venv/run
+
+.venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,faces]'
+	$(PIP) -e '.[faces]'
 	touch $@
 
-.PHONY: setup demo test
-setup: .venv/installed
+.venv/dev: .venv/run
+	$(PIP) -e '.[dev,faces]'
+	touch $@
+
+demo: .venv/run
+	$(BIN)/calotype demo demo
+
+# What CI runs.
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+fix: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: .venv/dev
+	$(BIN)/pytest
+
+# Minutes long, by hand: servers, S3, long trainings.
+slow: .venv/dev
+	$(BIN)/pytest -m slow
+
+faults: .venv/dev
+	$(BIN)/pytest tests/faults
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.reference_cache
+	$(BIN)/python -m benchmarks.manifest_scale
+

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from models.catalog import lab_models, read_card
 from orchestration.folder import JobFolder
 from orchestration.review.page import write_review
 from orchestration.run import reopen
@@ -58,30 +57,16 @@ def write_review_again(folder: JobFolder) -> str:
 
 def known_models() -> list[dict[str, str]]:
     """The lab models that are shipped, with what their cards say, and how a full-size one is named."""
-    from models.catalog import lab_models
-
     found = []
     for path in lab_models():
-        card = storage_card(path)
+        card = read_card(path)
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        found.append(
-            {
-                "model": f"lab/{path.name}",
-                "method": str(card.get("method", "")),
-                "size": f"{size / 1e6:.1f} MB",
-                "notes": str(card.get("summary", "")),
-            }
-        )
+        notes = str(card.facts.get("summary", ""))
+        found.append({"model": card.name, "method": card.method, "size": f"{size / 1e6:.1f} MB", "notes": notes})
     found.append(
         {"model": "{method, base, checkpoint}", "method": "instant_restore", "size": "4 GB", "notes": "published weights that you supply"}
     )
     return found
-
-
-def storage_card(path: Path) -> dict[str, Any]:
-    """A lab model's card.json, empty where there is none."""
-    card = path / "card.json"
-    return json.loads(card.read_text()) if card.exists() else {}
 
 
 def doctor() -> dict[str, tuple[bool, str]]:
