@@ -43,7 +43,7 @@ def crop_box(pixels: Pixels, box: Sequence[float], side: int) -> tuple[Pixels, M
         raise BadCrop(
             f"face_box {_shown(box)} lies outside the picture of {width} x {height} pixels; boxes count pixels of the upright picture"
         )
-    return warp(pixels, matrix, side), matrix
+    return warp(pixels, matrix, (side, side)), matrix
 
 
 def align_face(pixels: Pixels, landmarks5: Sequence[float], side: int) -> tuple[Pixels, Matrix]:
@@ -58,7 +58,7 @@ def align_face(pixels: Pixels, landmarks5: Sequence[float], side: int) -> tuple[
         raise BadCrop(
             f"landmarks {_shown(landmarks5)} lie outside the picture of {width} x {height} pixels; they count pixels of the upright picture"
         )
-    return warp(pixels, matrix, side), matrix
+    return warp(pixels, matrix, (side, side)), matrix
 
 
 def box_matrix(box: Sequence[float], side: int) -> Matrix:
@@ -103,13 +103,13 @@ def inverse(matrix: Matrix) -> Matrix:
     return np.linalg.inv(np.vstack([matrix, (0, 0, 1)]))[:2]
 
 
-def warp(pixels: Pixels, matrix: Matrix, side: int) -> Pixels:
-    """The crop (side, side, 3) that a matrix describes. Lanczos where the picture is shrunk or not turned; bicubic for the turn itself.
+def warp(pixels: Pixels, matrix: Matrix, size: tuple[int, int]) -> Pixels:
+    """The crop of `size` (width, height) that a matrix describes. Lanczos where the picture is shrunk or not turned; bicubic for the turn itself.
 
     Beyond the picture the nearest edge is repeated.
     """
     back, (height, width) = inverse(matrix), pixels.shape[:2]
-    corners = back @ np.array([[0, side, 0, side], [0, 0, side, side], [1, 1, 1, 1]])
+    corners = back @ np.array([[0, size[0], 0, size[0]], [0, 0, size[1], size[1]], [1, 1, 1, 1]])
     scale = math.hypot(*matrix[:, 0])
     margin = 4 * max(1.0, 1 / scale)
     low, high = np.floor(corners.min(1) - margin).astype(int), np.ceil(corners.max(1) + margin).astype(int)
@@ -117,14 +117,14 @@ def warp(pixels: Pixels, matrix: Matrix, side: int) -> Pixels:
     region = Image.fromarray(pixels[inside])
     if matrix[0, 1] == 0 and matrix[0, 0] > 0:
         box = (corners[0].min() - low[0], corners[1].min() - low[1], corners[0].max() - low[0], corners[1].max() - low[1])
-        return np.asarray(region.resize((side, side), Image.Resampling.LANCZOS, box=box))
+        return np.asarray(region.resize(size, Image.Resampling.LANCZOS, box=box))
     factor_x = factor_y = 1.0
     if scale < 1:  # an affine transform samples without a filter: take the resolution away first
         small = (max(1, round(region.width * scale)), max(1, round(region.height * scale)))
         factor_x, factor_y = small[0] / region.width, small[1] / region.height
         region = region.resize(small, Image.Resampling.LANCZOS)
     coefficients = np.array([[factor_x], [factor_y]]) * np.hstack([back[:, :2], back[:, 2:] - low[:, None]])
-    return np.asarray(region.transform((side, side), Image.Transform.AFFINE, tuple(coefficients.ravel()), Image.Resampling.BICUBIC))
+    return np.asarray(region.transform(size, Image.Transform.AFFINE, tuple(coefficients.ravel()), Image.Resampling.BICUBIC))
 
 
 def _shown(numbers: Sequence[float]) -> str:

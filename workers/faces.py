@@ -93,7 +93,7 @@ class FaceEmbedder:
         Raises FacesNotInstalled, or BadCrop for landmarks that are none.
         """
         matrix = align_matrix(landmarks5, _CHIP_SIDE, eye_height=_CHIP_EYE_HEIGHT, eye_distance=_CHIP_EYE_DISTANCE)
-        return np.array(self._network.compute_face_descriptor(np.ascontiguousarray(warp(pixels, matrix, _CHIP_SIDE))))
+        return np.array(self._network.compute_face_descriptor(np.ascontiguousarray(warp(pixels, matrix, (_CHIP_SIDE, _CHIP_SIDE)))))
 
     def embed_aligned(self, pixels: Pixels) -> NDArray[np.float64]:
         """(128,) of length 1 for a crop that `crops.align_face` made or would leave as it is. Raises FacesNotInstalled."""

@@ -63,7 +63,7 @@ def test_beyond_the_picture_the_nearest_edge_is_repeated() -> None:
     photo = np.full((50, 50, 3), 90, np.uint8)
     crop, _ = crop_box(photo, (-30, -30, 40, 40), 35)
     assert (crop == 90).all()
-    assert (warp(photo, align_matrix(landmarks(0.5, 10, (2, 2)), 32), 32) == 90).all()
+    assert (warp(photo, align_matrix(landmarks(0.5, 10, (2, 2)), 32), (32, 32)) == 90).all()
 
 
 def test_the_box_around_landmarks_is_the_aligned_crop_when_the_head_is_upright() -> None:
