@@ -80,7 +80,7 @@ class Config:
     heads: int = 4
     caption_channels: int = 32
     adain: bool = True
-    reference_scale: float = 0.02  # deviation of the shared attentions' output maps at the start
+    reference_scale: float | None = 0.02  # deviation of the shared attentions' output maps at the start; None leaves a warm start's
     lr: float = 8e-4
     warmup: int = 100
     decay: float = 0.2  # last share of the steps, over which the rate falls to zero
@@ -136,8 +136,12 @@ class Restorer(nn.Module):
         self.caption = nn.Parameter(0.1 * torch.randn(1, 1, cfg.caption_channels))
         for parameter in self.unet.conv_out.parameters():
             nn.init.zeros_(parameter)  # the untrained network leaves its input as it is
-        for layer in shared_layers(self.unet).values():
-            nn.init.normal_(layer.to_out[0].weight, std=cfg.reference_scale)  # pyright: ignore[reportOptionalSubscript, reportArgumentType]
+        self.redraw_shared(cfg.reference_scale)
+
+    def redraw_shared(self, scale: float | None) -> None:
+        """Draw the output maps of the shared attentions again, with deviation `scale`; None keeps them."""
+        for layer in shared_layers(self.unet).values() if scale is not None else ():
+            nn.init.normal_(layer.to_out[0].weight, std=scale)  # pyright: ignore[reportOptionalSubscript, reportArgumentType]
 
     def networks(self, unshuffle: int) -> Networks:
         codec = PixelCodec(unshuffle)
@@ -185,8 +189,9 @@ def new_model(cfg: Config) -> Restorer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         model = Restorer(cfg)
-    if cfg.warm_start is not None:
-        model.load_state_dict(torch.load(cfg.warm_start, weights_only=True)["average"])
+        if cfg.warm_start is not None:
+            model.load_state_dict(torch.load(cfg.warm_start, weights_only=True)["average"])
+            model.redraw_shared(cfg.reference_scale)
     return model
 
 
