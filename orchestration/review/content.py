@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from urllib.parse import quote
 
 from orchestration.folder import JobFolder
 from orchestration.review.summary import six_figures
-from orchestration.review.thumbnails import Source, Thumb, Thumbnails
+from orchestration.review.thumbnails import Frame, Source, Thumb, Thumbnails
 from pipelines.pipeline import Shown
 from workers import storage
 
@@ -19,7 +20,11 @@ _LISTED = 12  # values of a list that are written out
 
 
 class Content:
-    """Collects rows, outputs first, then inputs in the plan's order; `as_columns()` is what page.js reads."""
+    """Collects rows, outputs first, then inputs in the plan's order; `as_columns()` is what page.js reads.
+
+    Where a row's outputs hold `crop_matrix` (2x3, six numbers, from the input's upright pixels to those of the result, of size `width` x
+    `height`), the picture before is shown in the frame of the one after, so that both can be laid over each other.
+    """
 
     def __init__(self, folder: JobFolder, shown: Shown, thumbnails: Thumbnails) -> None:
         self.folder, self.shown, self.thumbnails = folder, shown, thumbnails
@@ -33,7 +38,7 @@ class Content:
         pictures = [self._source(row, name) for row in batch for name in (self.shown.after, self.shown.before)]
         thumbs = self._make(pictures)
         for index, row in enumerate(batch):
-            entry: dict[str, Any] = {"row_id": row["row_id"], "status": row["status"], "values": self._plain(row)}
+            entry: dict[str, Any] = {"row_id": row["row_id"], "status": row["status"], "values": self._plain(row), "frame": _frame(row)}
             for slot, name, at in (("after", self.shown.after, 2 * index), ("before", self.shown.before, 2 * index + 1)):
                 if pictures[at] is not None:
                     entry[slot] = thumbs[at]
@@ -43,7 +48,7 @@ class Content:
     def add_inputs(self, batch: Sequence[Mapping[str, Any]]) -> None:
         """Rows of the plan, with their before picture and references."""
         mine = [row for row in batch if row["row_id"] in self._ended]
-        befores = [None if "before" in self._ended[row["row_id"]] else self._source(row, self.shown.before) for row in mine]
+        befores = [self._before(row, self._ended[row["row_id"]]) for row in mine]
         references = [self._references(row) for row in mine]
         thumbs = iter(self._make([*befores, *(source for many in references for source in many)]))
         for row, thumb in zip(mine, [next(thumbs) for _ in mine], strict=True):
@@ -88,6 +93,12 @@ class Content:
             return None
         version = row.get(f"{name}_sha256") or row.get("generation") or ""
         return Source(uri=uri, version=str(version))
+
+    def _before(self, row: Mapping[str, Any], entry: Mapping[str, Any]) -> Source | None:
+        if "before" in entry:
+            return None  # an output
+        source = self._source(row, self.shown.before)
+        return source if source is None or entry["frame"] is None else replace(source, frame=entry["frame"])
 
     def _references(self, row: Mapping[str, Any]) -> list[Source]:
         if self.shown.references is None:
@@ -138,6 +149,11 @@ def _link(uri: Any) -> str | None:
     if not uri.startswith(("/", "file:", "~")):
         return "../" + quote(uri)
     return Path(storage.local_path(uri)).as_uri()
+
+
+def _frame(row: Mapping[str, Any]) -> Frame | None:
+    matrix, width, height = row.get("crop_matrix"), row.get("width"), row.get("height")
+    return Frame(tuple(matrix), width, height) if matrix is not None and len(matrix) == 6 and width and height else None
 
 
 def _missing(thumb: Thumb | None) -> str | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from orchestration.folder import JobFolder
 from workers import storage
+from workers.crops import warp
 from workers.media import ImageBroken, ImageTooLarge, decode_image
 
 _QUALITY = 88  # with full colour resolution: a reviewer must not take the thumbnail's artefacts for the picture's
@@ -19,17 +22,36 @@ _INDEX = "review/thumbs/index.json"
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A part of a picture: the 2x3 matrix, as six numbers, from the upright picture to a crop of `width` x `height` pixels."""
+
+    matrix: tuple[float, ...]
+    width: int
+    height: int
+
+    def is_whole(self, width: int, height: int) -> bool:
+        """Whether the crop is the whole picture of this size, only scaled."""
+        a, b, x, c, d, y = self.matrix
+        return b == c == x == y == 0 and math.isclose(a * width, self.width) and math.isclose(d * height, self.height)
+
+
+@dataclass(frozen=True)
 class Source:
-    """A picture to show: its bytes, or a URI, absolute or relative to the job folder; `version` changes when the file behind it does."""
+    """A picture to show: its bytes, or a URI, absolute or relative to the job folder; `version` changes when the file behind it does.
+
+    `frame`: of which only a part is shown.
+    """
 
     uri: str | None = None
     data: bytes | None = None
     version: str = ""
+    frame: Frame | None = None
 
     def key(self, px: int) -> str:
         """Name of its thumbnail, 20 hex digits."""
         content = self.data if self.data is not None else f"{self.uri}\0{self.version}".encode()
-        return hashlib.sha1(f"{px}\0".encode() + content).hexdigest()[:20]
+        part = "" if self.frame is None else repr(self.frame)
+        return hashlib.sha1(f"{px}\0{part}\0".encode() + content).hexdigest()[:20]
 
 
 @dataclass(frozen=True)
@@ -65,7 +87,7 @@ class Thumbnails:
     def _make(self, source: Source) -> Thumb:
         key = source.key(self.px)
         try:
-            image = shrink(self._read(source), self.px, self.max_pixels)
+            image = shrink(self._read(source), self.px, self.max_pixels, source.frame)
         except FileNotFoundError:
             return Thumb(key, missing="not found")
         except storage.UriNotAllowed:
@@ -97,8 +119,8 @@ def thumb_path(key: str) -> str:
     return f"review/thumbs/{key[:2]}/{key}.jpg"
 
 
-def shrink(data: bytes, px: int, max_pixels: int) -> Image.Image:
-    """The picture, upright, RGB in sRGB, at most `px` a side. Raises ImageBroken or ImageTooLarge.
+def shrink(data: bytes, px: int, max_pixels: int, frame: Frame | None = None) -> Image.Image:
+    """The picture or its `frame`, upright, RGB in sRGB, at most `px` a side. Raises ImageBroken or ImageTooLarge.
 
     A JPEG is decoded at the smallest of its own scales that is large enough: 5 to 10 times faster for camera files.
     """
@@ -108,7 +130,9 @@ def shrink(data: bytes, px: int, max_pixels: int) -> Image.Image:
         raise ImageBroken(str(error)) from error
     if image.width * image.height > max_pixels:
         raise ImageTooLarge(f"{image.width} x {image.height} pixels")
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+    if frame is not None and frame.is_whole(image.width, image.height):
+        frame = None
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and frame is None:
         try:
             profile = image.info.get("icc_profile") if image.mode == "RGB" else None
             image.draft(image.mode, (2 * px, 2 * px))
@@ -117,7 +141,10 @@ def shrink(data: bytes, px: int, max_pixels: int) -> Image.Image:
             raise ImageBroken(str(error)) from error
     else:
         picture = decode_image(data, max_pixels=max_pixels)
-        image, profile = Image.fromarray(picture.pixels), picture.icc_profile
+        pixels, profile = picture.pixels, picture.icc_profile
+        if frame is not None:
+            pixels = warp(pixels, np.array(frame.matrix).reshape(2, 3), (frame.width, frame.height))
+        image = Image.fromarray(pixels)
     image.thumbnail((px, px), Image.Resampling.LANCZOS)
     return _to_srgb(image, profile) if profile else image
 

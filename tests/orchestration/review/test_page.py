@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from orchestration.folder import JobFolder
 from orchestration.review.page import script_json, write_review
@@ -144,6 +146,19 @@ def test_cost_follows_the_price_in_the_job_file(tmp_path: Path) -> None:
     paid = written(job_folder(tmp_path / "b", people(4), spec={"resources": {"price_per_hour": 3.6, "replicas": 2}}))
     assert free["cost"]["money"] is None
     assert paid["cost"]["money"] == pytest.approx(10 / 3600 * 2 * 3.6)
+
+
+def test_a_face_of_a_photograph_is_shown_in_the_frame_of_its_result(tmp_path: Path) -> None:
+    matrix = [2.0, 0.0, -32.0, 0.0, 2.0, -32.0]  # the middle quarter of the 48 pixels, 16 to 40, at twice its size
+    rows = [row("whole"), row("part", crop_matrix=matrix, width=48, height=48)]
+    found = written(job_folder(tmp_path, rows))["rows"]
+    befores = dict(zip(found["row_id"], found["before"], strict=True))
+    pictures = {i: Path(tmp_path / "faces-0123456789ab/review/thumbs" / k[:2] / f"{k}.jpg") for i, k in enumerate(found["thumbs"]["key"])}
+    whole, part = (Image.open(pictures[befores[name]]) for name in ("whole", "part"))
+    assert part.size == (48, 48)
+    enlarged = np.asarray(whole.crop((16, 16, 40, 40)).resize((48, 48), Image.Resampling.LANCZOS), int)
+    assert np.abs(np.asarray(part, int) - enlarged).mean() < 3
+    assert np.abs(np.asarray(whole, int) - enlarged).mean() > 20
 
 
 def test_links_lead_from_the_page_to_the_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from orchestration.folder import JobFolder
-from orchestration.review.thumbnails import Source, Thumbnails, shrink, thumb_path
+from orchestration.review.thumbnails import Frame, Source, Thumbnails, shrink, thumb_path
 from tests.orchestration.review.folders import face
 from workers import storage
 from workers.media import ImageBroken, ImageTooLarge
@@ -77,6 +77,12 @@ def test_what_cannot_be_read_is_said_and_not_raised(tmp_path: Path) -> None:
     assert [t.missing for t in found[:4]] == ["not found", "not a readable picture", "too large to show", "outside the allowed roots"]
     assert found[4].missing is not None
     assert "IsADirectory" in found[4].missing
+
+
+def test_a_frame_that_is_the_whole_picture_is_told_from_a_part() -> None:
+    assert Frame((0.5, 0, 0, 0, 0.5, 0), 32, 32).is_whole(64, 64)
+    assert not Frame((0.5, 0, 0, 0, 0.5, 0), 32, 32).is_whole(64, 80)
+    assert not Frame((0.5, 0.1, 0, -0.1, 0.5, 0), 32, 32).is_whole(64, 64)
 
 
 def test_broken_and_oversized_pictures_are_told_apart() -> None:
