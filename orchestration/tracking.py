@@ -28,6 +28,7 @@ _QUIET = {  # only where the user has not set them; a thread that waits ten minu
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password that stands in the URI, and break --json
 }
 _PAUSE_S = 30.0  # after a failure, before the next try
 _WAITING = 1000  # points; older ones fall out and are read from metrics.jsonl at the end
