@@ -255,6 +255,8 @@ def _drive(job: Prepared, record: dict[str, Any], lease: Lease, on_progress: Cal
     Log(folder).write(point, job.spec.engine, finished=True)
     if on_progress is not None:
         on_progress(point)
+    record["ran"] = {**record.get("ran", {}), **_what_ran(folder)}
+    folder.write_json("job.json", record)
     _tidy(folder)
     summary = Summary(
         folder=folder.uri,
@@ -339,8 +341,17 @@ def _finished_rows(folder: JobFolder) -> Iterator[dict[str, Any]]:
                 continue
             outputs = folder.read_table([name])
             assert outputs is not None
-            inputs = folder.planned_rows(generation, outputs["row_id"])
-            yield from inputs.join(outputs, "row_id").to_pylist()
+            inputs = {row["row_id"]: row for row in folder.planned_rows(generation, outputs["row_id"]).to_pylist()}
+            yield from ({**inputs[row["row_id"]], **row} for row in outputs.to_pylist())
+
+
+def _what_ran(folder: JobFolder) -> dict[str, str]:
+    """What the replicas said of themselves, such as the attention backend they chose; differing answers are all named."""
+    found: dict[str, set[str]] = {}
+    for name in folder.files("attempts", "replicas", suffix=".json"):
+        for key, value in (folder.read_json(name) or {}).get("facts", {}).items():
+            found.setdefault(key, set()).add(str(value))
+    return {key: ", ".join(sorted(values)) for key, values in found.items()}
 
 
 def _tidy(folder: JobFolder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,8 @@ class Pipeline:
     """One kind of job. `rows`: the manifest's columns, required ones not nullable; `outputs`: what each row adds besides the contract columns.
 
     `one_of`: groups of columns of which each row needs exactly one. `sort_by`: columns that bring rows which share work together.
-    `finish`: called on the driver with the job folder's URI once all rows have ended, before the folder is sealed; it must be idempotent.
+    `finish`: called on the driver once all rows have ended, before the folder is sealed, with every `ok` row, its inputs and outputs together;
+    it must be idempotent, and returns facts for MLflow.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Pipeline:
     shown: Shown
     one_of: Sequence[Sequence[str]] = ()
     sort_by: Sequence[str] = ()
-    finish: Callable[[str], Mapping[str, Any]] | None = None
+    finish: Callable[[Iterable[Mapping[str, Any]]], Mapping[str, Any]] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)  # what is logged with the job: model revision, attention backend
 
     @property

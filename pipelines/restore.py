@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from models.catalog import lab_path
 from pipelines.model_source import resolve_model
+from pipelines.pasted import paste_photographs
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Score, Shown
 from workers.artifacts import artifact_name
 from workers.crops import align_face, crop_box, resize_square
@@ -115,7 +117,7 @@ def restore(params: RestoreParams, context: Context) -> Pipeline:
             ]
         ),
         shown=Shown(before="image", after="restored", references="reference_images", scores=scored, group="person_id"),
-        finish=None,
+        finish=partial(paste_photographs, context, params.format) if params.paste_back else None,
     )
 
 
@@ -181,7 +183,9 @@ def load(params: RestoreParams, context: Context) -> InstantRestore:
 
     settings = {name: getattr(params, name) for name in METHOD_SETTINGS}
     accepted = context.model.tier == "full"  # resolving the model has asked for it
-    return InstantRestore.load(context.model.sources, settings=settings, cache_bytes=context.cache_bytes, accept_unlicensed_weights=accepted)
+    return InstantRestore.load(
+        context.model.sources, settings=settings, cache_bytes=context.cache_bytes, accept_unlicensed_weights=accepted
+    )
 
 
 def request(params: RestoreParams, seed: int, row: Mapping[str, Any]) -> Request:
@@ -245,6 +249,8 @@ def settle(params: RestoreParams, model: Model) -> RestoreParams:
         decided["identity"] = "faces" if find_spec("dlib") else "none"
     elif params.identity == "faces" and not find_spec("dlib"):
         raise ValueError("params.identity: faces needs the extra; pip install 'calotype[faces]'")
+    elif params.identity == "lab":
+        lab_path("identity")
     settled = params.model_copy(update=decided)
     size = model.settings.get("image_size")
     if model.tier == "lab" and settled.image_size != size:
@@ -284,9 +290,10 @@ def _embedder(kind: str) -> Any:
         from workers.faces import FaceEmbedder
 
         return FaceEmbedder().embed_aligned
-    from models.nets.identity import embed_pixels, load_lab
+    from models.nets.identity import IdentityNet
 
-    return partial(embed_pixels, load_lab())
+    net = IdentityNet.load(lab_path("identity"))
+    return lambda pixels: net.embed(_to_tensor(pixels.tobytes(), pixels.shape[0])[None])[0].numpy()
 
 
 def _encoded(media: str) -> pa.Schema:

@@ -58,9 +58,10 @@ class Guarded:
         self.stage, self.post = stage, post
         entries = storage.join(post.folder, "attempts", f"gen-{post.generation}")
         self._journal = Journal(entries, post.driver, stage.name, post.separate_process)
-        if post.separate_process:
-            self._register()
+        self._register()
         stage.setup()
+        if stage.facts():
+            self._register()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         self._check_lease()
@@ -100,7 +101,10 @@ class Guarded:
         """Leave word which process works for this driver: a job is taken over only when these are gone."""
         process = psutil.Process()
         fact = {"driver": self.post.driver, "host": socket.gethostname(), "pid": os.getpid(), "started": process.create_time()}
-        fs, path = storage.filesystem(storage.join(self.post.folder, "attempts", "replicas", f"{fact['host']}-{fact['pid']}.json"))
+        fact["facts"] = self.stage.facts()
+        fs, path = storage.filesystem(
+            storage.join(self.post.folder, "attempts", "replicas", f"{fact['host']}-{fact['pid']}-{self.stage.name}.json")
+        )
         storage.write_atomic(fs, path, json.dumps(fact).encode())
 
 

@@ -36,9 +36,15 @@ class Replica(Stage):
         self.name, self.load, self.request, self.columns = name, load, request, columns
         self.adds, self.drops, self.micro_batch, self.cpus, self.gpus = adds, drops, micro_batch, cpus, gpus
         self._batches: SafeBatches[Any, Any] | None = None
+        self._facts: dict[str, str] = {}
 
     def setup(self) -> None:
-        self._batches = SafeBatches(self.load(), self.micro_batch)
+        method = self.load()
+        self._batches = SafeBatches(method, self.micro_batch)
+        self._facts = {"attention_backend": str(backend)} if (backend := getattr(method, "attention_backend", None)) else {}
+
+    def facts(self) -> dict[str, str]:
+        return self._facts
 
     def run(self, table: pa.Table) -> list[Outcome]:
         assert self._batches is not None, "setup() comes first"

@@ -30,6 +30,10 @@ class Stage(ABC):
     def setup(self) -> None:  # noqa: B027 (nothing to load is the common case)
         """Load what the stage needs; called once in the process that runs it, never on the driver of a Ray job."""
 
+    def facts(self) -> dict[str, str]:
+        """What the set-up stage says of itself for the job's log, such as the attention backend that it chose."""
+        return {}
+
     @abstractmethod
     def run(self, table: pa.Table) -> list[Outcome]:
         """One outcome a row, in order: its new columns or its failure. At most `micro_batch` rows, all well."""

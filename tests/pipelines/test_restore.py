@@ -194,3 +194,19 @@ def test_a_wrong_job_file_is_refused_with_what_to_write(tmp_path: Path, model: P
     content = job(tmp_path, model, archive(tmp_path, people=1, photos=1), params=change.pop("params", {}))
     with pytest.raises(JobFileError, match=message):
         run(parse({**content, **change}))
+
+
+def test_a_photograph_with_two_faces_gives_two_rows_and_one_picture(tmp_path: Path, model: Path) -> None:
+    row = archive(tmp_path, people=1, photos=1)[0]
+    photo = picture(tmp_path / "group.png", 9, size=(120, 160))
+    boxes = {"left": [5.0, 20.0, 65.0, 80.0], "right": [90.0, 30.0, 150.0, 90.0]}
+    rows = [{**row, "row_id": name, "image_uri": photo, "face_box": box} for name, box in boxes.items()]
+    folder = JobFolder(run(parse(job(tmp_path, model, rows, params={"paste_back": True}))).folder)
+    found = list((Path(folder.uri) / "artifacts/photographs").rglob("*.png"))
+    assert len(found) == 1
+    before, after = np.asarray(Image.open(photo)).astype(int), np.asarray(Image.open(found[0])).astype(int)
+    changed = (before != after).any(-1)
+    assert changed[20:80, 5:65].any()
+    assert changed[30:90, 90:150].any()
+    assert not changed[:, 66:89].any()
+    assert read_provenance(found[0].read_bytes())["rows"] == ["left", "right"]
