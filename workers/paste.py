@@ -58,7 +58,7 @@ def paste_face(photo: Pixels, restored: Pixels, matrix: Matrix, *, feather: floa
     region = photo[y0:y1, x0:x1]
     if np.abs(np.diff(region.astype(int), axis=2)).mean() <= _NEUTRAL:
         change = np.broadcast_to((change @ _LUMA)[..., None], change.shape)
-    mask = _soft_mask(matrix, side, (x0, y0), size, feather)
+    mask = _soft_mask(matrix, side, (x0, y0), size, feather, open_sides=_sides_beyond(corners, width, height))
     rim = mask * (1 - mask)
     if rim.sum() > 0:
         change = change - (change * rim[..., None]).sum((0, 1)) / rim.sum()
@@ -100,9 +100,21 @@ def paste_back(
     return PasteReport(len(by_photo) - len(failed), faces, failed)
 
 
-def _soft_mask(matrix: Matrix, side: int, corner: tuple[int, int], size: tuple[int, int], feather: float) -> NDArray[np.float64]:
+def _sides_beyond(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.bool_]:
+    """(left or right, top or bottom), (first, second) side of a crop: is it on the photograph's rim or beyond? There it needs no soft edge."""
+    x, y = corners
+    beyond = np.stack([x <= 1e-6, x >= width - 1e-6, y <= 1e-6, y >= height - 1e-6])  # rim, corner
+    sides = [[(0, 2), (1, 3)], [(0, 1), (2, 3)]]
+    return np.array([[(beyond[:, a] & beyond[:, b]).any() for a, b in pair] for pair in sides])
+
+
+def _soft_mask(
+    matrix: Matrix, side: int, corner: tuple[int, int], size: tuple[int, int], feather: float, open_sides: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     """(H, W) in [0, 1]: 1 inside the crop, 0 on its border and beyond, by smoothstep over `feather` of the side."""
     y, x = np.mgrid[: size[1], : size[0]] + 0.5
     in_crop = np.tensordot(matrix[:, :2], np.stack([x + corner[0], y + corner[1]]), 1) + matrix[:, 2, None, None]
-    inside = (np.minimum(in_crop, side - in_crop) / (feather * side)).clip(0, 1)
+    to_sides = np.stack([in_crop, side - in_crop], 1)  # axis, first or second side, H, W
+    to_sides[open_sides] = np.inf
+    inside = (to_sides.min(1) / (feather * side)).clip(0, 1)
     return (inside**2 * (3 - 2 * inside)).prod(0)

@@ -91,6 +91,12 @@ def test_a_face_that_reaches_beyond_the_photograph_is_pasted_as_far_as_it_is_the
     assert np.array_equal(paste_face(photo[60:], sharpened(photo[:64, :64]), far - [[0, 0, 999], [0, 0, 0]]), photo[60:])
 
 
+def test_a_crop_of_the_whole_picture_is_restored_up_to_its_rim() -> None:
+    photo = scene(200, 200)
+    crop, matrix = crop_box(photo, (0, 0, 200, 200), 200)
+    assert np.array_equal(paste_face(photo, sharpened(crop), matrix), sharpened(crop))
+
+
 def face_row(row_id: str, photo: str, pixels: np.ndarray, box: tuple[int, int, int, int]) -> FaceRow:
     crop, matrix = crop_box(pixels, box, 64)
     return FaceRow(row_id, photo, matrix.ravel().tolist(), lambda: encode_image(sharpened(crop), "png"))
