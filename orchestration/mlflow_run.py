@@ -115,7 +115,9 @@ class MlflowRun:
         results.log_pictures(client, self.run_id)
         status = "finished" if not summary["failed"] else "finished_with_failures"
         review = redact(str(summary.get("review") or ""))
-        self._log_tags(client, {"calotype.status": status, "calotype.review": review, "calotype.generation": str(summary["generation"])})
+        ran = {f"calotype.{key}": str(value) for key, value in self.job.get("ran", {}).items()}
+        ended = {"calotype.status": status, "calotype.review": review, "calotype.generation": str(summary["generation"])}
+        self._log_tags(client, {**ran, **ended})
         client.set_tag(self.run_id, "mlflow.note.content", redact(results.description(review)))
         client.set_terminated(self.run_id, "FINISHED", end_time=at)  # when the job ended, however late this arrives
         self._remember(self._seal())

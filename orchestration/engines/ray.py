@@ -33,13 +33,22 @@ def start(resources: Resources) -> bool:
 
     if ray.is_initialized():
         return False
-    ray.init(
-        address=resources.ray_address or os.environ.get("RAY_ADDRESS"),
-        include_dashboard=False if not (resources.ray_address or os.environ.get("RAY_ADDRESS")) else None,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    address = resources.ray_address or os.environ.get("RAY_ADDRESS")
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=None if address else False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+            break
+        except Exception as error:  # Ray gives a starting node 30 s, which a busy machine can exceed; it raises a bare Exception
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or not tries_left:
+                raise
+            log.warning("Ray did not start within its 30 s; trying again")
     return True
 
 
