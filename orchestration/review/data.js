@@ -34,9 +34,10 @@ function figure(x) {
 const scoreFigure = (x) => (Math.abs(x) < 10 ? x.toFixed(3) : figure(x));
 
 function duration(seconds) {
-  if (seconds < 60) return `${figure(seconds)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-  return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+  if (seconds < 59.5) return `${figure(seconds)} s`;
+  const whole = Math.round(seconds), minutes = Math.round(seconds / 60);
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 /** Folder-relative picture of a thumbnail's number. */
