@@ -27,4 +27,4 @@ def demo(folder: Path, on_progress: Callable[[Point], None] | None, say: Callabl
     job.write_text(KINDS["restore"].template)
     sets = [f"manifest={manifest}", f"output={folder / 'runs'}", "name=demo", "params.identity=lab"]
     say(f"$ calotype run {job} " + " ".join(f"--set {item}" for item in sets))
-    return run(load(job, sets), on_progress=on_progress)
+    return run(load(job, sets), new=True, on_progress=on_progress)
