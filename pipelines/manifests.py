@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -88,7 +89,8 @@ def restore_manifest(photos: str, references: str, *, faces: bool = False) -> Ma
                 unmatched.append(row)
             else:
                 rows.append(row)
-    counts = {person.name: sum(row["person_id"] == person.name for row in rows) for person in people.values()}
+    count = Counter(row["person_id"] for row in rows)
+    counts = {person.name: count[person.name] for person in people.values()}
     return ManifestReport(pa.Table.from_pylist(rows, schema=SCHEMA), [*skipped, *skipped_references, *more, *unmatched], counts)
 
 
