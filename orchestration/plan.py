@@ -52,24 +52,21 @@ def survey(spec: JobSpec, pipeline: Pipeline) -> Source:
 
     Raises ManifestRefused for no files, an unreadable file (unless on_bad_source is skip), missing or ill-typed columns.
     """
-    fs, path = storage.filesystem(spec.manifest)
-    if fs.isdir(path):
-        names = sorted(n for n in map(str, fs.find(path)) if n.endswith(".parquet"))
-    else:
-        names = sorted(map(str, fs.glob(path))) if any(c in path for c in "*?[") else [path] if fs.exists(path) else []
+    names = _files(spec.manifest)
     if not names:
         raise ManifestRefused(f"no Parquet file at {spec.manifest}. `calotype manifest {spec.kind} FOLDER -o {spec.manifest}` writes one.")
     good, rejected, rows, size, digest = list[str](), list[tuple[str, str]](), 0, 0, hashlib.sha256()
     for name in names:
         try:
-            with fs.open(name, "rb") as file:
+            fs, path = storage.filesystem(name)
+            with fs.open(path, "rb") as file:
                 footer = pq.ParquetFile(file)
                 _check_columns(footer.schema_arrow, pipeline, name)
                 rows += footer.metadata.num_rows
                 size += sum(footer.metadata.row_group(i).total_byte_size for i in range(footer.metadata.num_row_groups))
                 for i in range(footer.metadata.num_row_groups if spec.on_bad_source == "skip" else 0):
                     footer.read_row_group(i, columns=["row_id"])  # damage behind an intact footer
-            with fs.open(name, "rb") as file:
+            with fs.open(path, "rb") as file:
                 while chunk := file.read(8 * 2**20):
                     digest.update(chunk)
             good.append(name)
@@ -83,6 +80,19 @@ def survey(spec: JobSpec, pipeline: Pipeline) -> Source:
     if not good:
         raise ManifestRefused(f"none of the {len(names)} files of {spec.manifest} can be read")
     return Source(good, rejected, rows, size, digest.hexdigest())
+
+
+def _files(manifest: str) -> list[str]:
+    """Sorted paths or URIs of a manifest: a file, the Parquet files below a folder, or what a pattern matches."""
+    fs, path = storage.filesystem(manifest)
+    if fs.isfile(path):  # also where its name looks like a pattern
+        found = [path]
+    elif fs.isdir(path):
+        found = sorted(n for n in map(str, fs.find(path)) if n.endswith(".parquet"))
+    else:
+        found = sorted(map(str, fs.glob(path))) if any(c in path for c in "*?[") else []
+    scheme = storage.scheme(manifest)
+    return found if scheme == "file" else [f"{scheme}://{name}" for name in found]
 
 
 def write(spec: JobSpec, pipeline: Pipeline, source: Source, folder: JobFolder, replicas: int) -> dict[str, Any]:
@@ -208,8 +218,8 @@ def _name_duplicates(manifest: str, spools: Sequence[Path], double: np.ndarray) 
 def _plan_schema(source: Source, pipeline: Pipeline) -> pa.Schema:
     schemas = []
     for name in source.uris:
-        fs, _ = storage.filesystem(name)
-        with fs.open(name, "rb") as file:
+        fs, path = storage.filesystem(name)
+        with fs.open(path, "rb") as file:
             schemas.append(pq.read_schema(file).remove_metadata())
     found = pa.unify_schemas(schemas, promote_options="permissive")
     known = {field.name: field for field in pipeline.rows}
@@ -222,8 +232,8 @@ def _plan_schema(source: Source, pipeline: Pipeline) -> pa.Schema:
 
 def _batches(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
     for name in source.uris:
-        fs, _ = storage.filesystem(name)
-        with fs.open(name, "rb") as file:
+        fs, path = storage.filesystem(name)
+        with fs.open(path, "rb") as file:
             reader = pq.ParquetFile(file)
             try:
                 for batch in reader.iter_batches(_BATCH_ROWS):
