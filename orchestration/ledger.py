@@ -36,10 +36,13 @@ def _hashes(folder: JobFolder, names: list[str]) -> ids.Hashes:
 
 
 def clear_pending(folder: JobFolder, generation: int) -> int:
-    """Delete what blocks that were never committed left behind: their data files first, then their ledger files. Returns how many blocks."""
+    """Delete what blocks that were never committed left behind: their data files first, then their ledger files. Returns how many ledger files.
+
+    A block with both ledger files is committed: an object store renames by copy and delete, and its driver died in between.
+    """
     pending = [n for n in folder.files("ledger", f"gen-{generation}") if n.endswith(".pending.parquet")]
     if pending:
-        blocks = {block_name(n) for n in pending}
+        blocks = {block_name(n) for n in pending} - {block_name(n) for n in folder.ledger_files(generation)}
         for name in folder.files("data", f"gen-{generation}"):
             if block_name(name) in blocks:
                 folder.fs.rm_file(folder.join(name))
