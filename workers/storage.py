@@ -73,7 +73,7 @@ def write_atomic(fs: AbstractFileSystem, path: str, data: bytes) -> None:
     """Write a whole file or none of it: temporary file and rename locally, one put on an object store."""
     if fs.protocol == "file" or "file" in fs.protocol:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = _temporary(path)
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -86,11 +86,16 @@ def write_atomic(fs: AbstractFileSystem, path: str, data: bytes) -> None:
         fs.pipe_file(path, data)
 
 
+def _temporary(path: str) -> str:
+    """A name beside the path that is short, however long the path's own is."""
+    return os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.tmp")
+
+
 def create_once(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
     """Create a file only if it does not exist (O_EXCL, S3 If-None-Match). True if this call made it."""
     if "file" in fs.protocol:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = _temporary(path)
         with open(temporary, "wb") as file:
             file.write(data)
         try:
@@ -142,5 +147,5 @@ class Reader:
 def _normal(uri: str) -> str:
     if scheme(uri) == "file":
         return os.path.realpath(local_path(uri))  # a link out of the root is outside
-    parts = urlsplit(uri)
-    return f"{parts.scheme.lower()}://{parts.netloc}{posixpath.normpath(parts.path or '/')}"
+    _, _, place = uri.partition("://")  # whole: in an object's key ? and # are letters like any other
+    return f"{scheme(uri)}://{posixpath.normpath(place)}"
