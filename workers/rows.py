@@ -12,6 +12,7 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 MAX_ERROR_CHARS = 2000
+_NETWORK = ("ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError")  # botocore's and aiohttp's, no OSErrors
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        return cls(type(error).__name__, (str(error) or repr(error))[:MAX_ERROR_CHARS])
+        text = (str(error) or repr(error))[:MAX_ERROR_CHARS]
+        return cls(type(error).__name__, text.encode("utf-8", "replace").decode())  # Arrow takes no lone surrogates
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in (28, 30, 36, 122):  # no space, read-only, name too long, quota
         return False
-    return isinstance(error, ConnectionError | TimeoutError) or (
-        isinstance(error, OSError) and type(error).__module__ in ("builtins", "botocore", "aiohttp")
-    )
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and type(error).__module__ == "builtins":
+        return error.errno is not None  # without a number it comes from a decoder, not from the system
+    return any(kind.__module__.split(".")[0] in ("botocore", "aiohttp") and kind.__name__ in _NETWORK for kind in type(error).__mro__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
