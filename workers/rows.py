@@ -96,7 +96,7 @@ class SafeBatches(Generic[Item, Value]):
     def run(self, items: Sequence[Item]) -> list[tuple[Value | None, Failure | None, int, float]]:
         """(value, failure, attempts, milliseconds) of each item, in order."""
         out: list[tuple[Value | None, Failure | None, int, float]] = [(None, None, 0, 0.0)] * len(items)
-        pending: list[tuple[int, int, int]] = [(0, len(items), 1)]  # a stack of [low, high) and the tries so far
+        pending: list[tuple[int, int, int]] = [(0, len(items), 1)] if items else []  # a stack of [low, high) and the tries so far
         while pending:
             low, high, tries = pending.pop()
             if high - low > self.limit:
