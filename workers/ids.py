@@ -28,4 +28,4 @@ def repeated(values: Hashes) -> Hashes:
 
 def too_long(row_ids: Iterable[str]) -> list[str]:
     """Ids that can't be file names."""
-    return [i for i in row_ids if len(i) > MAX_QUOTED_ID // 3 and len(quote(i, safe="")) > MAX_QUOTED_ID]
+    return [i for i in row_ids if len(i) > MAX_QUOTED_ID // 12 and len(quote(i, safe="")) > MAX_QUOTED_ID]
