@@ -29,6 +29,9 @@ CONTRACT = pa.schema(
 )
 
 
+_MISFITS = (pa.ArrowException, OverflowError, UnicodeError)
+
+
 class LeaseLost(JobStopped):
     """Another driver has taken over this job; this process must not write to its folder any more."""
 
@@ -140,7 +143,7 @@ def _merge(table: pa.Table, outcomes: dict[int, Outcome], stage: Stage) -> pa.Ta
             columns[name][index] = outcome.columns[name]
     table = table.drop_columns([c for c in {*stage.drops, *stage.adds.names} if c in table.column_names])
     for field in stage.adds:
-        table = table.append_column(field, pa.array(columns[field.name], field.type))
+        table = table.append_column(field, _column(columns[field.name], field, failures))
     contract = {name: table[name].to_pylist() for name in CONTRACT.names}
     for index, outcome in outcomes.items():
         contract["attempts"][index] = max(contract["attempts"][index], outcome.attempts)
@@ -151,6 +154,20 @@ def _merge(table: pa.Table, outcomes: dict[int, Outcome], stage: Stage) -> pa.Ta
     for field in CONTRACT:
         table = table.set_column(table.column_names.index(field.name), field, pa.array(contract[field.name], field.type))
     return table
+
+
+def _column(values: list[Any], field: pa.Field, failures: dict[int, Failure]) -> pa.Array:
+    """A stage's new column. A value that can't stand in it costs its row, not its whole block: it becomes null and one of `failures`."""
+    try:
+        return pa.array(values, field.type)
+    except _MISFITS:
+        fitting = list(values)
+        for index, value in enumerate(values):
+            try:
+                pa.array([value], field.type)
+            except _MISFITS as error:
+                fitting[index], failures[index] = None, Failure.of(error)
+        return pa.array(fitting, field.type)
 
 
 def left(table: pa.Table, done: ids.Hashes) -> pa.Table:
