@@ -207,10 +207,18 @@ def verify(folder: JobFolder) -> list[str]:
         for entry in generation["files"]:
             if "/status=ok/" in entry["path"]:
                 problems += list(_check_artifacts(folder, entry["path"], void))
+    problems += [p for entry in _photographs(folder) for p in _check_file(folder, entry)]
     ok, failed_rows = status.counts()
     if not problems and (ok, failed_rows, status.planned) != (manifest["ok"], manifest["failed"], manifest["rows"]):
         problems.append(f"_manifest.json counts {manifest['ok']} ok and {manifest['failed']} failed; the data holds {ok} and {failed_rows}")
     return problems
+
+
+def _photographs(folder: JobFolder) -> list[dict[str, Any]]:
+    """Whole photographs that a restore job made of its faces, as its own index lists them."""
+    table = folder.read_table(["photographs/index.parquet"]) if folder.exists("photographs/index.parquet") else None
+    rows = table.to_pylist() if table is not None else []
+    return [{"path": row["photograph_uri"], "sha256": row["sha256"]} for row in rows if row["photograph_uri"] is not None]
 
 
 def _check_file(folder: JobFolder, entry: dict[str, Any]) -> Iterator[str]:

@@ -117,7 +117,7 @@ def restore(params: RestoreParams, context: Context) -> Pipeline:
             ]
         ),
         shown=Shown(before="image", after="restored", references="reference_images", scores=scored, group="person_id"),
-        finish=partial(paste_photographs, context, params.format) if params.paste_back else None,
+        finish=partial(paste_photographs, params.format, context) if params.paste_back else None,
     )
 
 

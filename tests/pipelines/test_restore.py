@@ -202,7 +202,7 @@ def test_a_photograph_with_two_faces_gives_two_rows_and_one_picture(tmp_path: Pa
     boxes = {"left": [5.0, 20.0, 65.0, 80.0], "right": [90.0, 30.0, 150.0, 90.0]}
     rows = [{**row, "row_id": name, "image_uri": photo, "face_box": box} for name, box in boxes.items()]
     folder = JobFolder(run(parse(job(tmp_path, model, rows, params={"paste_back": True}))).folder)
-    found = list((Path(folder.uri) / "artifacts/photographs").rglob("*.png"))
+    found = list((Path(folder.uri) / "photographs").rglob("*.png"))
     assert len(found) == 1
     before, after = np.asarray(Image.open(photo)).astype(int), np.asarray(Image.open(found[0])).astype(int)
     changed = (before != after).any(-1)
