@@ -19,7 +19,7 @@ from models.checkpoints import UnreadableCheckpoint, read_tensors
 GOLDEN = {"instant_restore": "models.methods.instant_restore_golden:prove_golden"}
 """Method -> module:function that takes a golden file and returns its comparisons."""
 
-CLAIMS: dict[str, str] = {}
+CLAIMS: dict[str, str] = {"instant_restore": "models.lab.proof_instant_restore:prove"}
 """Method -> module:function that takes (output folder, data folder or None, say) and returns whether every gate of its lab proof holds."""
 
 
