@@ -70,6 +70,7 @@ class MlflowRun:
         import mlflow
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each retry would be a warning of its own
         client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         self.experiment_id = self._experiment(client)
         run = self._find(client) or self._make(client)

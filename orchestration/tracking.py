@@ -30,6 +30,7 @@ _QUIET = {  # only where the user has not set them; a thread that waits ten minu
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password that stands in the URI, and break --json
 }
+_HEAD_START_S = 15.0  # at most, until the first rows are done: importing MLflow takes seconds of this process
 _PAUSE_S = 30.0  # after a failure, before the next try
 _WAITING = 1000  # points; older ones fall out and are read from metrics.jsonl at the end
 _STOP_S = 5.0  # a job that stops on an error does not wait longer for MLflow
@@ -87,14 +88,14 @@ class Tracker:
             os.environ.setdefault(name, value)
         uri = store_uri(self.settings, folder)
         self._run = MlflowRun(uri, artifact_location(uri), self.settings.experiment, self.settings.tags, folder, job, pipeline)
-        self._wake.set()
         self._thread.start()
 
     def progress(self, point: Mapping[str, Any]) -> None:
         """Note a point of metrics.jsonl. Returns at once, whatever the server does."""
         if self._run is not None:
             self._points.append(point)
-            self._wake.set()
+            if point["done"]:
+                self._wake.set()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Bring the run up to the sealed folder and end it; waits `timeout_s` at the most. On a job that finished earlier it catches up."""
@@ -130,6 +131,8 @@ class Tracker:
     def _follow(self) -> None:
         """The thread: all that MLflow does happens here."""
         not_before = 0.0
+        self._wake.wait(_HEAD_START_S)
+        self._wake.set()
         while True:
             self._wake.wait()
             self._wake.clear()
@@ -180,4 +183,5 @@ def artifact_location(uri: str) -> str | None:
 def _brief(error: BaseException) -> str:
     """An error in a line, without secrets."""
     text = redact(str(error)).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    text = text if len(text) <= 240 else f"{text[:100]} … {text[-140:]}"  # MLflow names the cause last
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -137,8 +137,7 @@ def test_pictures_show_before_after_and_references_of_the_worst_the_best_and_som
 
 def test_a_killed_and_resumed_job_continues_its_run_on_any_engine(job: JobInTheMaking) -> None:
     job.commit(12)
-    killed = tracked(job, [job.point(12, 4.0)])
-    killed._wake.set()
+    tracked(job, [job.point(12, 4.0)])
     _until(lambda: bool(runs(job)) and len(history(job, runs(job)[0], "progress/rows_ok")) == 1)
     assert runs(job)[0].info.status == "RUNNING"
     job.commit(12)
@@ -263,6 +262,17 @@ def test_tracking_that_is_off_leaves_no_trace(job: JobInTheMaking) -> None:
 def test_mlflow_is_not_imported_before_a_job_runs() -> None:
     code = "import sys, orchestration.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_mlflow_begins_when_the_first_rows_are_done(job: JobInTheMaking) -> None:
+    tracker = tracked(job, [job.point(0, 0.5)])
+    threading.Event().wait(0.5)
+    assert len(tracker._points) == 1
+    job.commit(24)
+    tracker.progress(job.point(24, 2.0))
+    _until(lambda: not tracker._points)
+    tracker.finish(job.seal())
+    assert [step for step, _ in history(job, runs(job)[0], "progress/rows_ok")] == [0, 24]
 
 
 def test_a_server_that_never_answers_holds_up_neither_job_nor_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
