@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ from tests.orchestration.tracked_job import FINGERPRINT, PIPELINE, JobInTheMakin
 from workers.guard import LeaseLost
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+@pytest.fixture(scope="module", autouse=True)
+def _own_environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,16 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(tmp_path: Path, empty_store: Path) -> JobInTheMaking:
     made = night(tmp_path, rows=24, failing=8)
     (tmp_path / "out" / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return made
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> JobInTheMaking:
+    """A job that has run from start to end under one tracker, to look at."""
+    place = tmp_path_factory.mktemp("done")
+    made = night(place, rows=24, failing=8)
+    (place / "out" / "mlflow.db").write_bytes(empty_store.read_bytes())
+    end_well(made, TrackingSettings(tags={"series": "winter"}))
     return made
 
 
@@ -87,49 +100,45 @@ def end_well(job: JobInTheMaking, settings: TrackingSettings | None = None) -> T
     return tracker
 
 
-def test_one_run_holds_what_a_reviewer_asks_for(job: JobInTheMaking) -> None:
-    tracker = end_well(job, TrackingSettings(tags={"series": "winter"}))
-    (run,) = runs(job)
+def test_one_run_holds_what_a_reviewer_asks_for(done: JobInTheMaking) -> None:
+    (run,) = runs(done)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == job.folder.name
+    assert run.info.run_name == done.folder.name
     params = run.data.params
     assert (params["params.timestep"], params["code"], params["model_revision"]) == ("249", "0.1.0+abc", "c0ffee")
     assert (params["engine"], params["attention"], params["fingerprint"]) == ("inline", "sdpa", FINGERPRINT)
     tags = run.data.tags
     assert (tags["calotype.kind"], tags["calotype.job"], tags["calotype.status"]) == ("restore", "night", "finished_with_failures")
-    assert (tags["calotype.folder"], tags["series"]) == (job.folder.uri, "winter")
+    assert (tags["calotype.folder"], tags["series"]) == (done.folder.uri, "winter")
     assert "21 of 24 rows are done, 3 failed." in tags["mlflow.note.content"]
     assert run.inputs is not None
     (dataset,) = [entry.dataset for entry in run.inputs.dataset_inputs]
-    assert json.loads(dataset.source)["uri"] == job.job["spec"]["manifest"]
-    assert job.job["parts"]["manifest"].startswith(dataset.digest)
-    assert history(job, run, "progress/rows_failed") == [(12, 1), (24, 3)]
-    assert history(job, run, "progress/rows_per_s") == [(12, 3.0), (24, 3.0)]
+    assert json.loads(dataset.source)["uri"] == done.job["spec"]["manifest"]
+    assert done.job["parts"]["manifest"].startswith(dataset.digest)
+    assert history(done, run, "progress/rows_failed") == [(12, 1), (24, 3)]
+    assert history(done, run, "progress/rows_per_s") == [(12, 3.0), (24, 3.0)]
     scores = [i / 24 for i in range(24) if i % 8 != 7]
     assert run.data.metrics["scores/identity_similarity_p50"] == pytest.approx(np.median(scores), abs=1e-6)
     assert run.data.metrics["job/failed"] == 3
-    assert "scores/identity_similarity.png" in artifacts(job, run, "scores")
-    assert run.info.run_id in str(tracker.describe())
+    assert "scores/identity_similarity.png" in artifacts(done, run, "scores")
 
 
-def test_failed_rows_are_a_table(job: JobInTheMaking) -> None:
-    end_well(job)
-    (run,) = runs(job)
-    table = client_of(job).download_artifacts(run.info.run_id, "failures.json")
+def test_failed_rows_are_a_table(done: JobInTheMaking) -> None:
+    (run,) = runs(done)
+    table = client_of(done).download_artifacts(run.info.run_id, "failures.json")
     content = json.loads(Path(table).read_text())
     assert content["columns"] == ["row_id", "error_type", "error", "stage", "attempts"]
     assert content["data"] == [[f"row-{i:03}", "ImageBroken", "the JPEG ends too early", "decode", 1] for i in (7, 15, 23)]
     assert {"path": "failures.json", "type": "table"} in json.loads(run.data.tags["mlflow.loggedArtifacts"])
 
 
-def test_pictures_show_before_after_and_references_of_the_worst_the_best_and_some_between(job: JobInTheMaking) -> None:
-    end_well(job)
-    (run,) = runs(job)
-    pictures = sorted(name for name in artifacts(job, run, "images") if name.endswith(".png"))
+def test_pictures_show_before_after_and_references_of_the_worst_the_best_and_some_between(done: JobInTheMaking) -> None:
+    (run,) = runs(done)
+    pictures = sorted(name for name in artifacts(done, run, "images") if name.endswith(".png"))
     keys = [name.split("~")[1].split("+")[0] for name in pictures]
     assert {key: keys.count(key) for key in keys} == {"best": 5, "between": 6, "worst": 5}
     worst = next(name for name in pictures if "worst+step+0" in name)
-    sheet = Image.open(io.BytesIO(Path(client_of(job).download_artifacts(run.info.run_id, worst)).read_bytes())).convert("RGB")
+    sheet = Image.open(io.BytesIO(Path(client_of(done).download_artifacts(run.info.run_id, worst)).read_bytes())).convert("RGB")
     near = [sheet.getpixel((x, y)) for x, y in ((128, 172), (384, 172), (64, 364), (192, 364))]
     wanted = [(90, 60, 30), (0, 160, 90), (40, 120, 200), (40, 120, 200)]  # row-000 before, after, and its two references
     assert np.abs(np.array(near, int) - np.array(wanted)).max() <= 6  # thumbnails are JPEG
