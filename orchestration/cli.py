@@ -12,13 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-OK, ERROR, FAILED_ROWS, USAGE, HELD = 0, 1, 2, 64, 75  # exit codes, DESIGN section 4
+OK, ERROR, FAILED_ROWS, USAGE, HELD, INTERRUPTED = 0, 1, 2, 64, 75, 130  # exit codes, DESIGN section 4
+_GOES_ON = "stopped; the same command goes on where it stopped"
+_UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click, as its version has it
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 manifest_app = typer.Typer(no_args_is_help=True, help="Make a manifest: a folder, or lists to cross, becomes Parquet.")
@@ -46,6 +47,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            err.print(_GOES_ON)
         sys.exit(code if isinstance(code, int) else OK)
     except (JobFileError, ManifestRefused, FingerprintMismatch) as error:
         err.print(str(error), markup=False)
@@ -53,15 +56,12 @@ def main() -> None:
     except LeaseHeld as error:
         err.print(str(error), markup=False)
         sys.exit(HELD)
-    except click.exceptions.Abort:
-        err.print("stopped; the same command goes on where it stopped")
-        sys.exit(130)
-    except click.ClickException as error:
+    except (typer.Abort, KeyboardInterrupt):
+        err.print(_GOES_ON)
+        sys.exit(INTERRUPTED)
+    except _UsageError as error:
         error.show()
         sys.exit(USAGE)
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on where it stopped")
-        sys.exit(130)
     except Exception as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
