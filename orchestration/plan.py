@@ -216,18 +216,24 @@ def _name_duplicates(manifest: str, spools: Sequence[Path], double: np.ndarray) 
 
 
 def _plan_schema(source: Source, pipeline: Pipeline) -> pa.Schema:
+    known = {field.name: field.type for field in pipeline.rows}
     schemas = []
     for name in source.uris:
         fs, path = storage.filesystem(name)
         with fs.open(path, "rb") as file:
-            schemas.append(pq.read_schema(file).remove_metadata())
-    found = pa.unify_schemas(schemas, promote_options="permissive")
-    known = {field.name: field for field in pipeline.rows}
-    fields = [pa.field(f.name, known[f.name].type if f.name in known else f.type) for f in found]
-    extra = [f.name for f in found if f.name not in known]
+            schemas.append(pa.schema([pa.field(f.name, known.get(f.name, _decoded(f.type))) for f in pq.read_schema(file)]))
+    try:
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise ManifestRefused(f"the files of the manifest do not fit together: {error}") from error
+    extra = [name for name in schema.names if name not in known]
     if extra:
         log.info("columns carried along, unknown to this kind: %s", ", ".join(extra))
-    return pa.schema(fields)
+    return schema
+
+
+def _decoded(have: pa.DataType) -> pa.DataType:
+    return have.value_type if pa.types.is_dictionary(have) else have
 
 
 def _batches(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -237,13 +243,24 @@ def _batches(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
             reader = pq.ParquetFile(file)
             try:
                 for batch in reader.iter_batches(_BATCH_ROWS):
-                    table = pa.Table.from_batches([batch])
-                    columns = [table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema]
-                    yield pa.table(columns, schema=schema)
+                    yield _as_planned(pa.Table.from_batches([batch]), schema, name)
             except (pa.ArrowInvalid, OSError) as error:
                 raise ManifestRefused(
                     f"{name} is damaged behind its footer ({error}); write it again, or set `on_bad_source: skip`"
                 ) from error
+
+
+def _as_planned(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(len(table), field.type))
+            continue
+        try:
+            columns.append(table[field.name].cast(field.type))
+        except pa.ArrowInvalid as error:
+            raise ManifestRefused(f"{name}: column {field.name} holds what is no {field.type}: {error}") from error
+    return pa.table(columns, schema=schema)
 
 
 def _selected(table: pa.Table, spec: JobSpec) -> pa.Table:
@@ -251,7 +268,10 @@ def _selected(table: pa.Table, spec: JobSpec) -> pa.Table:
         if column not in table.column_names:
             raise ManifestRefused(f"where: the manifest has no column {column}; it has {', '.join(table.column_names)}")
         values = wanted if isinstance(wanted, list) else [wanted]
-        table = table.filter(pc.is_in(table[column], value_set=pa.array(values, table[column].type)))
+        try:
+            table = table.filter(pc.is_in(table[column], value_set=pa.array(values, table[column].type)))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+            raise ManifestRefused(f"where: {column} is {table[column].type}, and {wanted!r} does not fit: {error}") from error
     if spec.sample is not None:
         table = table.filter(pa.array(ids.hashes(table["row_id"]) < np.uint64(spec.sample * float(2**64 - 2**11))))
     return table
