@@ -6,7 +6,9 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ import psutil
 
 from models.catalog import lab_models, read_card
 from orchestration.folder import JobFolder
+from orchestration.lease import judge, process_alive
 from orchestration.review.page import write_review
 from orchestration.run import reopen
 from workers import storage
@@ -23,6 +26,8 @@ def describe(folder: JobFolder) -> dict[str, Any]:
     """A job in a few facts: state (planning | running | stopped | finished), rows, rate, who holds the lease."""
     record, progress, lease = folder.read_json("job.json"), folder.read_json("progress.json") or {}, folder.read_json("lease.json")
     manifest = folder.read_json("_manifest.json") if folder.finished else None
+    if lease is not None and judge(lease, [], time.time(), socket.gethostname(), process_alive).free:
+        lease = None  # its driver was killed
     facts: dict[str, Any] = {
         "job": folder.name,
         "folder": folder.uri,
@@ -45,8 +50,10 @@ def jobs(output: str) -> Iterator[JobFolder]:
     """The job folders directly below an output folder, by name."""
     fs, path = storage.filesystem(output)
     base = str(storage.local_path(output)) if storage.scheme(output) == "file" else output
-    for found in sorted(map(str, fs.glob(storage.join(path, "*", "job.json")))):
-        yield JobFolder(storage.join(base, found.rsplit("/", 2)[-2]))
+    for found in sorted(map(str, fs.ls(path, detail=False) if fs.isdir(path) else ())):
+        folder = JobFolder(storage.join(base, found.rstrip("/").rsplit("/", 1)[-1]))
+        if folder.exists("job.json"):
+            yield folder
 
 
 def write_review_again(folder: JobFolder) -> str:
