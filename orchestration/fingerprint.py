@@ -26,7 +26,7 @@ def parts(spec: JobSpec, params: Mapping[str, Any], model_revision: str, manifes
         "model": spec.model if isinstance(spec.model, str) else spec.model.model_dump(),
         "model_revision": model_revision,
         "manifest": manifest_digest,
-        "rows": {"where": spec.where, "limit": spec.limit, "sample": spec.sample, "on_bad_source": spec.on_bad_source},
+        "rows": spec.model_dump(mode="json", include={"where", "limit", "sample", "on_bad_source"}),  # YAML's dates as text
         "media": spec.media,
         "code": code_version(),
     }
