@@ -93,8 +93,11 @@ def prepare(spec: JobSpec) -> Prepared:
         raise JobFileError(explain(error, kind.params, "params")) from error
     if spec.mode is not None:
         raise JobFileError(f"mode: {spec.kind} has no modes; leave it out")
-    model = _model(spec, kind)
-    params = kind.settle(asked, model)
+    try:
+        model = _model(spec, kind)
+        params = kind.settle(asked, model)
+    except (ValueError, FileNotFoundError) as error:
+        raise JobFileError(str(error)) from error
     context = _context(spec, model)
     source = plan.survey(spec, kind.build(params, context))
     parts = fingerprint.parts(spec, params.model_dump(mode="json"), model.revision, source.digest)
@@ -131,7 +134,6 @@ def retry(folder: JobFolder, *, error_type: str | None = None, on_progress: Call
             entry = plan.write_retry(folder, record, error_type)
             record["plans"].append(entry)
             folder.write_json("job.json", record)
-            folder.fs.rm_file(folder.join("_SUCCESS"))
         return _drive(job, record, lease, on_progress)
 
 
@@ -180,11 +182,12 @@ def _complete(folder: JobFolder) -> bool:
 
 def _refuse_other_unfinished(job: Prepared) -> None:
     fs, output = storage.filesystem(job.spec.output)
-    for path in map(str, fs.glob(storage.join(output, f"{job.spec.name}-*"))):
-        stem, _, tail = path.rsplit("/", 1)[-1].rpartition("-")
-        if stem != job.spec.name or len(tail) != 12 or path == job.folder.path:
+    for path in map(str, fs.ls(output, detail=False) if fs.isdir(output) else ()):
+        name = path.rstrip("/").rsplit("/", 1)[-1]
+        stem, _, tail = name.rpartition("-")
+        if stem != job.spec.name or len(tail) != 12 or name == job.folder.name:
             continue
-        other = JobFolder(storage.join(job.spec.output, path.rsplit("/", 1)[-1]))
+        other = JobFolder(storage.join(job.spec.output, name))
         record = other.read_json("job.json")
         if record is not None and not _complete(other):
             lines = "\n  ".join(fingerprint.difference(record["parts"], job.parts))
@@ -236,6 +239,8 @@ def _drive(job: Prepared, record: dict[str, Any], lease: Lease, on_progress: Cal
         }
     )
     folder.write_json("job.json", record)
+    if folder.finished:  # sealed without this generation
+        folder.fs.rm_file(folder.join("_SUCCESS"))
     pipeline = job.pipeline
     tracker = Tracker(job.spec.tracking)
     tracker.start(folder, record, pipeline)
@@ -244,7 +249,7 @@ def _drive(job: Prepared, record: dict[str, Any], lease: Lease, on_progress: Cal
         watch = Watch(folder, generation, entry["rows"], started)
         before = watch.look()
         if before.done < entry["rows"]:
-            _execute(job, pipeline, generation, entry, lease, watch, tracker, on_progress)
+            _execute(job, pipeline, generation, record, lease, watch, tracker, on_progress)
         lease.check()
         extra = dict(pipeline.finish(_finished_rows(folder))) if pipeline.finish is not None else {}
         tally = finalize.seal(folder)
@@ -269,7 +274,7 @@ def _drive(job: Prepared, record: dict[str, Any], lease: Lease, on_progress: Cal
         seconds=time.time() - started,
         rows_per_s=point.rows_per_s,
         first_block_s=point.first_block_s,
-        review=write_review(folder, pipeline.shown, reader=job.context.reader),
+        review=_review(job, pipeline),
         tracking=None,
     )
     tracker.finish({**_as_dict(summary), **extra})
@@ -280,7 +285,7 @@ def _execute(
     job: Prepared,
     pipeline: Pipeline,
     generation: int,
-    entry: Mapping[str, Any],
+    record: dict[str, Any],
     lease: Lease,
     watch: Watch,
     tracker: Tracker,
@@ -288,6 +293,7 @@ def _execute(
 ) -> None:
     """Run the engine in a thread and watch it: progress, lease, stall."""
     resources, stop, errors = job.spec.resources, threading.Event(), list[BaseException]()
+    entry = record["plans"][generation]
     on_ray = job.spec.engine == "ray"
     ours = ray_engine.start(resources) if on_ray else False
     gpus = ray_engine.capacity(resources)[1] if on_ray else 0.0
@@ -301,6 +307,8 @@ def _execute(
         replicas=choose_replicas(resources.replicas, int(entry["rows"]), int(entry["block_rows"]), gpus, gpus_each),
         resources=resources,
     )
+    record["attempts"][-1]["replicas"] = work.replicas
+    job.folder.write_json("job.json", record)
 
     def engine() -> None:
         try:
@@ -345,6 +353,17 @@ def _finished_rows(folder: JobFolder) -> Iterator[dict[str, Any]]:
             yield from ({**inputs[row["row_id"]], **row} for row in outputs.to_pylist())
 
 
+def _review(job: Prepared, pipeline: Pipeline) -> str | None:
+    """The review page; a job that is sealed has ended well even where its page can't be written."""
+    try:
+        return write_review(job.folder, pipeline.shown, reader=job.context.reader)
+    except Exception as error:
+        log.warning(
+            "the review page could not be written (%s: %s); `calotype review %s` tries again", type(error).__name__, error, job.folder.uri
+        )
+        return None
+
+
 def _what_ran(folder: JobFolder) -> dict[str, str]:
     """What the replicas said of themselves, such as the attention backend they chose; differing answers are all named."""
     found: dict[str, set[str]] = {}
@@ -381,7 +400,7 @@ def _finished_summary(folder: JobFolder) -> Summary:
         seconds=0.0,
         rows_per_s=float(progress.get("rows_per_s", 0.0)),
         first_block_s=None,
-        review=folder.join("review/index.html") if folder.exists("review/index.html") else None,
+        review=folder.join_uri("review/index.html") if folder.exists("review/index.html") else None,
         tracking=None,
     )
 
