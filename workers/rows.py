@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 MAX_ERROR_CHARS = 2000
+_UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 _NETWORK = ("ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError")  # botocore's and aiohttp's, no OSErrors
 
 
@@ -51,7 +53,7 @@ def is_transient(error: BaseException) -> bool:
     """True for I/O trouble that may pass. A missing file, a refused place or a full disk will not pass by itself."""
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError):
         return False
-    if isinstance(error, OSError) and error.errno in (28, 30, 36, 122):  # no space, read-only, name too long, quota
+    if isinstance(error, OSError) and error.errno in (*_UNWRITABLE, errno.ENAMETOOLONG):
         return False
     if isinstance(error, ConnectionError | TimeoutError):
         return True
@@ -66,13 +68,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def attempt(function: Callable[[Any], Mapping[str, Any]], row: Any, retry: Retry) -> Outcome:
-    """Call a function on one row; transient errors are tried again, everything else fails the row."""
+    """Call a function on one row; transient errors are tried again, everything else fails the row.
+
+    Raises JobStopped where the disk is full or read-only: every later row would fail too, and none is at fault.
+    """
     for number in range(1, retry.tries + 1):
         try:
             return Outcome(function(row), attempts=number)
         except JobStopped:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+                raise JobStopped(f"the output can't be written ({error}); make room, then run the same command again") from error
             if number == retry.tries or not is_transient(error):
                 return Outcome(failure=Failure.of(error), attempts=number)
             time.sleep(retry.wait_s * 2 ** (number - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Sequence
 
@@ -81,6 +82,15 @@ def test_transient_trouble_is_tried_again_up_to_the_limit(tries: int) -> None:
     assert len(calls) == min(tries, 3)
     expected = Outcome({"x": 7}, attempts=3) if tries >= 3 else Outcome(failure=Failure("ConnectionResetError", "again"), attempts=tries)
     assert outcome == expected
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_full_disk_stops_the_job_instead_of_failing_row_after_row(number: int) -> None:
+    def write(row: int) -> dict[str, int]:
+        raise OSError(number, "can't write", "restored.jpg")
+
+    with pytest.raises(JobStopped, match=r"can't be written .*run the same command again"):
+        attempt(write, 1, Retry(4, 10))
 
 
 def test_trouble_that_stays_is_not_tried_again() -> None:
