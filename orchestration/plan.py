@@ -68,6 +68,8 @@ def survey(spec: JobSpec, pipeline: Pipeline) -> Source:
                     footer.read_row_group(i, columns=["row_id"])  # damage behind an intact footer
             with fs.open(path, "rb") as file:
                 while chunk := file.read(8 * 2**20):
+                    assert isinstance(chunk, bytes)
+                    assert isinstance(chunk, bytes)
                     digest.update(chunk)
             good.append(name)
         except (pa.ArrowInvalid, OSError) as error:
@@ -118,9 +120,9 @@ def write_retry(folder: JobFolder, job: Mapping[str, Any], error_type: str | Non
     """The next generation's plan: the rows whose last generation failed (with that error type). Raises ManifestRefused where none did."""
     generation = len(job["plans"])
     results = folder.results(["row_id", "error_type"])
-    failed = results.filter(pc.equal(results["status"], "failed"))
+    failed = results.filter(pc.equal(results["status"], "failed"))  # pyright: ignore[reportAttributeAccessIssue]
     if error_type is not None:
-        failed = failed.filter(pc.equal(failed["error_type"], error_type))
+        failed = failed.filter(pc.equal(failed["error_type"], error_type))  # pyright: ignore[reportAttributeAccessIssue]
     if not len(failed):
         raise ManifestRefused(
             f"{folder.uri}: no failed row" + (f" with error type {error_type}" if error_type else "") + ", nothing to retry"
@@ -132,7 +134,7 @@ def write_retry(folder: JobFolder, job: Mapping[str, Any], error_type: str | Non
         for name in folder.files("plan", "gen-0"):
             table = folder.read_table([name])
             assert table is not None
-            yield table.filter(pc.is_in(table["row_id"], value_set=wanted))
+            yield table.filter(pc.is_in(table["row_id"], value_set=wanted))  # pyright: ignore[reportAttributeAccessIssue]
 
     block_rows = min(int(job["plans"][0]["block_rows"]), max(1, math.ceil(len(failed) / 4)))
     parts = _write_parts(folder, generation, tables(), len(failed), block_rows)
@@ -269,7 +271,7 @@ def _selected(table: pa.Table, spec: JobSpec) -> pa.Table:
             raise ManifestRefused(f"where: the manifest has no column {column}; it has {', '.join(table.column_names)}")
         values = wanted if isinstance(wanted, list) else [wanted]
         try:
-            table = table.filter(pc.is_in(table[column], value_set=pa.array(values, table[column].type)))
+            table = table.filter(pc.is_in(table[column], value_set=pa.array(values, table[column].type)))  # pyright: ignore[reportAttributeAccessIssue]
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
             raise ManifestRefused(f"where: {column} is {table[column].type}, and {wanted!r} does not fit: {error}") from error
     if spec.sample is not None:
