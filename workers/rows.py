@@ -94,7 +94,7 @@ class SafeBatches(Generic[Item, Value]):
     """Runs a model over items so that one bad item costs one item.
 
     `infer(items) -> values`, same order and length. On an exception the batch is bisected down to the item (k bad items cost O(k log n) calls);
-    out of memory halves the batch size and remembers it for later batches.
+    out of memory halves the batch size and remembers it for later batches, unless it was one item that does not fit even alone.
     """
 
     def __init__(self, infer: Callable[[Sequence[Item]], Sequence[Value]], limit: int) -> None:
@@ -103,6 +103,7 @@ class SafeBatches(Generic[Item, Value]):
     def run(self, items: Sequence[Item]) -> list[tuple[Value | None, Failure | None, int, float]]:
         """(value, failure, attempts, milliseconds) of each item, in order."""
         out: list[tuple[Value | None, Failure | None, int, float]] = [(None, None, 0, 0.0)] * len(items)
+        limit_before = self.limit
         pending: list[tuple[int, int, int]] = [(0, len(items), 1)] if items else []  # a stack of [low, high) and the tries so far
         while pending:
             low, high, tries = pending.pop()
@@ -118,6 +119,9 @@ class SafeBatches(Generic[Item, Value]):
                 raise
             except Exception as error:
                 if high - low == 1:
+                    if is_out_of_memory(error):
+                        self.limit = limit_before  # this item's fault; batches without it are as good as before
+                        _empty_cache()
                     out[low] = (None, Failure.of(error), tries, (time.perf_counter() - started) * 1e3)
                     continue
                 if is_out_of_memory(error):

@@ -52,6 +52,22 @@ def test_out_of_memory_halves_the_batch_and_later_batches_begin_there() -> None:
     assert calls == [2, 2, 2, 2]
 
 
+def test_an_item_that_fits_not_even_alone_makes_later_batches_no_smaller() -> None:
+    calls = list[int]()
+
+    def infer(items: Sequence[int]) -> list[int]:
+        calls.append(len(items))
+        if 5 in items:
+            raise MemoryError("five never fits")
+        return list(items)
+
+    batches = SafeBatches(infer, 8)
+    assert [value for value, *_ in batches.run(list(range(8)))] == [0, 1, 2, 3, 4, None, 6, 7]
+    calls.clear()
+    batches.run(list(range(10, 18)))
+    assert calls == [8]
+
+
 def test_a_model_that_returns_too_few_answers_fails_its_rows_and_mixes_none_up() -> None:
     out = SafeBatches(lambda items: [i for i in items if i != 2], 4).run([0, 1, 2, 3])
     assert [value for value, *_ in out] == [0, 1, None, 3]
