@@ -135,7 +135,7 @@ def _measure(job: Prepared, scratch: str, rows: int) -> _Measured:
         load_s = time.perf_counter() - started
         warm = len(table) // 2
         parts = [part for part in (table.slice(0, warm), table.slice(warm)) if len(part)]
-        results = []
+        results, seconds = [], 0.0
         for part in parts:
             started = time.perf_counter()
             for stage in stages:
@@ -143,7 +143,7 @@ def _measure(job: Prepared, scratch: str, rows: int) -> _Measured:
             seconds = time.perf_counter() - started
             results.append(committed(part, pipeline.committed))
     done = pa.concat_tables(results)
-    failed = done.filter(pc.equal(done["status"], "failed"))
+    failed = done.filter(pc.equal(done["status"], "failed"))  # pyright: ignore[reportAttributeAccessIssue]
     texts = [f"{r['row_id']}: {r['error_type']}: {r['error']}" for r in failed.to_pylist()]
     return _Measured(len(done), texts, load_s, 1000 * seconds / len(results[-1]))
 

@@ -100,7 +100,7 @@ def seal(folder: JobFolder) -> Tally:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     folder.write_json("_manifest.json", manifest)
-    digest = hashlib.sha256(folder.fs.cat_file(folder.join("_manifest.json"))).hexdigest()
+    digest = hashlib.sha256(folder.read_bytes("_manifest.json")).hexdigest()
     storage.write_atomic(folder.fs, folder.join("_SUCCESS"), (digest + "\n").encode())
     return tally
 
@@ -162,7 +162,7 @@ def _void(folder: JobFolder, rows: _Rows, file: np.ndarray, again: np.ndarray) -
 
 
 def _describe(folder: JobFolder, name: str) -> dict[str, Any]:
-    data = folder.fs.cat_file(folder.join(name))
+    data = folder.read_bytes(name)
     rows = int(pq.read_metadata(pa.BufferReader(data)).num_rows)
     return {"path": name, "rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -179,8 +179,8 @@ def verify(folder: JobFolder) -> list[str]:
     if not folder.exists("_SUCCESS") or manifest is None:
         return [f"{folder.uri} is not finished: run the same command again"]
     problems = []
-    sealed = folder.fs.cat_file(folder.join("_SUCCESS")).decode().strip()
-    if sealed != hashlib.sha256(folder.fs.cat_file(folder.join("_manifest.json"))).hexdigest():
+    sealed = folder.read_bytes("_SUCCESS").decode().strip()
+    if sealed != hashlib.sha256(folder.read_bytes("_manifest.json")).hexdigest():
         problems.append("_manifest.json is not the one that was sealed")
     if fingerprint.digest(job["parts"]) != job["fingerprint"] or not folder.name.endswith(job["fingerprint"][:12]):
         problems.append("job.json does not match the folder's fingerprint")
@@ -223,7 +223,7 @@ def _photographs(folder: JobFolder) -> list[dict[str, Any]]:
 
 def _check_file(folder: JobFolder, entry: dict[str, Any]) -> Iterator[str]:
     try:
-        data = folder.fs.cat_file(folder.join(entry["path"]))
+        data = folder.read_bytes(entry["path"])
     except FileNotFoundError:
         yield f"{entry['path']} is missing"
         return

@@ -54,6 +54,12 @@ class JobFolder:
     def finished(self) -> bool:
         return self.exists("_SUCCESS")
 
+    def read_bytes(self, name: str) -> bytes:
+        """A whole file of the folder. Raises FileNotFoundError."""
+        data = self.fs.cat_file(self.join(name))
+        assert isinstance(data, bytes)
+        return data
+
     def read_json(self, name: str) -> Any:
         """A JSON file of the folder, or None where there is none."""
         try:
@@ -103,7 +109,7 @@ class JobFolder:
         for name in self.files("plan", f"gen-{generation}"):
             table = self.read_table([name])
             assert table is not None
-            parts.append(table.filter(pc.is_in(table["row_id"], value_set=wanted)))
+            parts.append(table.filter(pc.is_in(table["row_id"], value_set=wanted)))  # pyright: ignore[reportAttributeAccessIssue]
         return pa.concat_tables(parts)
 
     def committed_files(self, generation: int) -> list[str]:
@@ -144,7 +150,7 @@ class JobFolder:
             )
         table = pa.concat_tables(parts, promote_options="default")
         if len(self.generations()) > 1:  # the last generation of a row holds
-            order = pc.sort_indices(table, sort_keys=[("generation", "descending")])
+            order = pc.sort_indices(table, sort_keys=[("generation", "descending")])  # pyright: ignore[reportAttributeAccessIssue]
             seen: set[str] = set()
             keep_indices = []
             for index, row_id in zip(order.to_pylist(), table["row_id"].take(order).to_pylist(), strict=True):

@@ -40,19 +40,19 @@ class Resources(Settings):
     """What a job may use. Nothing here changes a result, and nothing here is part of the fingerprint."""
 
     replicas: int | Literal["auto"] = "auto"  # copies of the model
-    cpus_per_replica: float | None = Field(None, gt=0)  # None: the machine's cores shared between the replicas
-    gpus_per_replica: float | None = Field(None, ge=0)  # None: 1 where the cluster has GPUs
+    cpus_per_replica: float | None = Field(default=None, gt=0)  # None: the machine's cores shared between the replicas
+    gpus_per_replica: float | None = Field(default=None, ge=0)  # None: 1 where the cluster has GPUs
     block_rows: int | Literal["auto"] = "auto"  # rows committed together
-    micro_batch: int | None = Field(None, ge=1)  # rows in one call of the model; None: the kind's own
-    row_timeout_s: float | None = Field(None, gt=0)  # kills a replica that needs longer for a row; None: no limit
-    stall_timeout_s: float = Field(1800, gt=0)  # no row finished for so long: the job stops, resumable
-    lease_ttl_s: float = Field(60, ge=1)  # a driver that is silent for so long may be replaced
+    micro_batch: int | None = Field(default=None, ge=1)  # rows in one call of the model; None: the kind's own
+    row_timeout_s: float | None = Field(default=None, gt=0)  # kills a replica that needs longer for a row; None: no limit
+    stall_timeout_s: float = Field(default=1800, gt=0)  # no row finished for so long: the job stops, resumable
+    lease_ttl_s: float = Field(default=60, ge=1)  # a driver that is silent for so long may be replaced
     ray_address: str | None = None  # None: RAY_ADDRESS, else a cluster of this machine's own
-    reference_cache_bytes: int = Field(2**30, ge=0)  # a replica's memory for references' keys and values
+    reference_cache_bytes: int = Field(default=2**30, ge=0)  # a replica's memory for references' keys and values
     allowed_roots: tuple[str, ...] = ()  # prefixes that manifests may name; empty: local paths and s3://
-    max_file_bytes: int = Field(256 * 2**20, gt=0)
-    max_pixels: int = Field(100_000_000, gt=0)
-    price_per_hour: float | None = Field(None, ge=0)  # of one replica, for the cost on the review page
+    max_file_bytes: int = Field(default=256 * 2**20, gt=0)
+    max_pixels: int = Field(default=100_000_000, gt=0)
+    price_per_hour: float | None = Field(default=None, ge=0)  # of one replica, for the cost on the review page
 
 
 class JobSpec(Settings):
@@ -67,8 +67,8 @@ class JobSpec(Settings):
     seed: int = 0
     params: dict[str, Any] = {}
     where: dict[str, Any] = {}  # column: value or list of values
-    limit: int | None = Field(None, ge=1)
-    sample: float | None = Field(None, gt=0, le=1)  # share of the rows, drawn by a hash of row_id
+    limit: int | None = Field(default=None, ge=1)
+    sample: float | None = Field(default=None, gt=0, le=1)  # share of the rows, drawn by a hash of row_id
     reuse: str | None = None
     media: Literal["files", "columns"] = "files"
     on_bad_source: Literal["fail", "skip"] = "fail"

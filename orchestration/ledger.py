@@ -65,7 +65,7 @@ class BlockWriter:
         fs, ledger = self.folder.fs, f"ledger/gen-{self.generation}/{block}"
         storage.write_atomic(fs, self.folder.join(f"{ledger}.pending.parquet"), _parquet(table.select(["row_id"])))
         for status in ("ok", "failed"):
-            rows = table.filter(pc.equal(table["status"], status)).drop_columns(["status"])
+            rows = table.filter(pc.equal(table["status"], status)).drop_columns(["status"])  # pyright: ignore[reportAttributeAccessIssue]
             if len(rows):
                 path = self.folder.join(f"data/gen-{self.generation}/status={status}/{block}-0.parquet")
                 storage.write_atomic(fs, path, _parquet(rows))

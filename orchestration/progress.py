@@ -81,7 +81,7 @@ class Log:
         self.folder, self.every_s = folder, every_s
         self._last = 0.0
         try:
-            self._lines = folder.fs.cat_file(folder.join("metrics.jsonl")).decode()
+            self._lines = folder.read_bytes("metrics.jsonl").decode()
         except FileNotFoundError:
             self._lines = ""
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -302,10 +302,15 @@ def _encoded(media: str) -> pa.Schema:
 
 
 def _bytes(row: Mapping[str, Any], column: str, uri_column: str, reader: Reader) -> bytes:
-    data, uri = row.get(column), row.get(uri_column)
-    if (data is None) == (uri is None):
-        raise BadRow(f"give either {column} or {uri_column}, {'not both' if data is not None else 'one of them is needed'}")
-    return data if uri is None else reader.read(uri)
+    data: bytes | None = row.get(column)
+    uri: str | None = row.get(uri_column)
+    if data is not None and uri is not None:
+        raise BadRow(f"give either {column} or {uri_column}, not both")
+    if uri is not None:
+        return reader.read(uri)
+    if data is None:
+        raise BadRow(f"give either {column} or {uri_column}; one of them is needed")
+    return data
 
 
 def _references(row: Mapping[str, Any]) -> list[tuple[bytes | None, str | None, Sequence[float] | None]]:
@@ -318,7 +323,7 @@ def _references(row: Mapping[str, Any]) -> list[tuple[bytes | None, str | None, 
     landmarks = row.get("reference_landmarks") or [None] * count
     if len(landmarks) != count:
         raise BadRow(f"{len(landmarks)} reference_landmarks for {count} references; give one entry each, null where there is none")
-    return [(images[i] if images else None, None if images else uris[i], landmarks[i]) for i in range(count)] if count else []
+    return list(zip(images or [None] * count, uris or [None] * count, landmarks, strict=True))
 
 
 def _cropped_reference(
@@ -326,7 +331,9 @@ def _cropped_reference(
 ) -> tuple[bytes, str]:
     points = tuple(landmarks) if landmarks else None
     if uri is not None:
-        return _reference_at(params, reader, max_pixels, uri, points)  # a person's photographs show the same files again and again
+        return _reference_at(
+            cast(Any, params), reader, max_pixels, uri, points
+        )  # frozen, so hashable; a person's photographs show the same files again and again
     if data is None:
         raise BadRow("it is null")
     return _crop_reference(params, max_pixels, data, points)

@@ -16,7 +16,7 @@ Hashes = np.ndarray  # uint64 (N,)
 
 def hashes(row_ids: pa.Array | pa.ChunkedArray | Iterable[str]) -> Hashes:
     """uint64 (N,), one a row id, in order."""
-    values = row_ids.to_pylist() if isinstance(row_ids, pa.Array | pa.ChunkedArray) else list(row_ids)
+    values = list(row_ids) if not isinstance(row_ids, pa.Array | pa.ChunkedArray) else row_ids.to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
     return pd.util.hash_array(np.array(values, dtype=object), categorize=False) if values else np.array([], np.uint64)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -103,7 +103,7 @@ def run(work: Assignment, stop_event: threading.Event) -> None:
     dataset = ray.data.read_parquet(plan, filesystem=fs, partitioning=None)
     done = np.sort(ledger.committed(work.folder, work.generation))
     if len(done):
-        dataset = dataset.map_batches(left, fn_args=(done,), batch_size=None, batch_format="pyarrow")
+        dataset = dataset.map_batches(cast(Any, left), fn_args=(done,), batch_size=None, batch_format="pyarrow")
     dataset = dataset.repartition(target_num_rows_per_block=work.block_rows, strict=True)
     for stage in work.pipeline.stages:
         if stage.pooled:
@@ -119,14 +119,14 @@ def run(work: Assignment, stop_event: threading.Event) -> None:
             )
         else:
             dataset = dataset.map_batches(
-                guard_here,
+                cast(Any, guard_here),
                 fn_args=(stage, work.post(separate_process=True)),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=stage.cpus,
             )
-    dataset = dataset.map_batches(committed, fn_args=(work.pipeline.committed,), batch_size=None, batch_format="pyarrow")
-    dataset.write_parquet(data, filesystem=fs, partition_cols=["status"], mode="append")
+    dataset = dataset.map_batches(cast(Any, committed), fn_args=(work.pipeline.committed,), batch_size=None, batch_format="pyarrow")
+    dataset.write_parquet(data, filesystem=fs, partition_cols=["status"])
 
 
 def cpus_per_replica(resources: Resources, replicas: int, cpus: float) -> float:
