@@ -130,6 +130,7 @@ def retry(folder: JobFolder, *, error_type: str | None = None, on_progress: Call
         raise JobFileError(f"{folder.uri} is no job folder: it has no job.json")
     job = reopen(folder, record)
     with Lease(folder, job.spec.resources.lease_ttl_s) as lease:
+        record = folder.read_json("job.json")  # another retry may have ended since
         if _complete(folder):
             entry = plan.write_retry(folder, record, error_type)
             record["plans"].append(entry)

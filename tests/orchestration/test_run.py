@@ -124,6 +124,19 @@ def test_a_retry_that_helps_changes_the_result_and_the_exit_code(tmp_path: Path,
     assert (row["status"], row["text"], row["product"], row["generation"]) == ("ok", "found", 6, 1)
 
 
+def test_two_retries_given_at_once_become_two_generations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = JobFolder(run(parse(toy.job(tmp_path, rows=8, actions={3: "raise"}))).folder)
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        assert retry(folder).generation == 1  # runs and ends between the other's first look and its lease
+        return reopen(*arguments)
+
+    monkeypatch.setattr(run_module, "reopen", meanwhile)
+    assert retry(folder).generation == 2
+    nothing_lost_nothing_twice(folder.uri, 8)
+
+
 def test_the_old_seal_is_broken_before_a_retry_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = parse(toy.job(tmp_path, rows=8, actions={3: "raise"}))
     folder = JobFolder(run(spec).folder)
