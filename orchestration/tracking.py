@@ -49,7 +49,7 @@ class TrackingSettings(BaseModel):
     uri: str | None = None
     experiment: str = Field(default="calotype", min_length=1)
     tags: dict[str, str] = {}  # more tags for the run, to find it by
-    timeout_s: float = Field(120, gt=0)  # how long a finished job waits for the server
+    timeout_s: float = Field(default=120, gt=0)  # how long a finished job waits for the server
 
     @field_validator("uri")
     @classmethod
