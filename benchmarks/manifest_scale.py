@@ -21,6 +21,16 @@ from pathlib import Path
 from benchmarks import kinds, report
 
 BLOCK_ROWS = 4096
+HEADS = [
+    "rows, shape, engine",
+    "s",
+    "driver CPU s",
+    "rows/s",
+    "driver MB before",
+    "driver MB at most",
+    "to the size above",
+    "load 1 / 5 min",
+]
 
 
 @dataclass(frozen=True)
@@ -91,38 +101,19 @@ def main() -> None:
     if given.here:
         print(json.dumps(asdict(run_here(given.here, given.manifest, given.out, given.block_rows))))
         return
-    print(report.command("benchmarks.manifest_scale"), report.machine("pyarrow", "ray", "mlflow"), "", sep="\n")
-    lines, before = list[list[str]](), dict[tuple[str, str], float]()
+    print(report.command("benchmarks.manifest_scale"), report.machine("pyarrow", "ray", "mlflow"), "", report.heading(HEADS), sep="\n")
+    before: dict[tuple[str, str], float] = {}
     for rows in given.rows:
         for engine in given.engines:
             for shape in given.shapes:
                 load = report.load()
                 found = measure(engine, rows, groups=shape == "grouped")
                 last = before.get((engine, shape))
-                lines.append(
-                    [
-                        f"{rows:,} {shape}, {engine}",
-                        f"{found.seconds:.1f}",
-                        f"{found.cpu_s:.1f}",
-                        f"{rows / found.seconds:,.0f}",
-                        f"{found.start_mb:.0f}",
-                        f"{found.peak_mb:.0f}",
-                        "" if last is None else f"{found.peak_mb / last:.2f}",
-                        load.removeprefix("load average "),
-                    ]
-                )
                 before[engine, shape] = found.peak_mb
-    heads = [
-        "rows, shape, engine",
-        "s",
-        "driver CPU s",
-        "rows/s",
-        "driver MB before",
-        "driver MB at most",
-        "to the size above",
-        "load 1 / 5 min",
-    ]
-    print(report.table(heads, lines))
+                cells = [f"{found.seconds:.1f}", f"{found.cpu_s:.1f}", f"{rows / found.seconds:,.0f}", f"{found.start_mb:.0f}"]
+                growth = "" if last is None else f"{found.peak_mb / last:.2f}"
+                name = f"{rows:,} {shape}, {engine}"
+                print(report.line([name, *cells, f"{found.peak_mb:.0f}", growth, load.removeprefix("load average ")]), flush=True)
 
 
 if __name__ == "__main__":

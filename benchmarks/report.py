@@ -41,7 +41,16 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
+def heading(heads: Sequence[str]) -> str:
+    """The first two lines of a Markdown table, first column to the left, numbers to the right."""
+    return f"{line(heads)}\n{line(['---', *['---:'] * (len(heads) - 1)])}"
+
+
+def line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, first column to the left, numbers to the right."""
-    lines = [list(heads), ["---", *["---:"] * (len(heads) - 1)], *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """A whole Markdown table."""
+    return "\n".join([heading(heads), *map(line, rows)])
