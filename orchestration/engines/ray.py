@@ -24,6 +24,7 @@ def start(resources: Resources) -> bool:
     quiet = not log.isEnabledFor(logging.DEBUG)
     if quiet:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its core writes over the progress bar
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine that the user did not ask for
     os.environ.setdefault("RAY_worker_niceness", "0")  # its default of 15 starves replicas beside anything else that runs here
     import ray
     import ray.data
