@@ -174,7 +174,7 @@ def _castable(have: pa.DataType, want: pa.DataType) -> bool:
 
 
 def _spread(spec: JobSpec, pipeline: Pipeline, source: Source, spool: Path) -> list[Path]:
-    buckets = max(1, math.ceil(source.bytes / _SPOOL_BYTES), math.ceil(source.rows / 100_000)) if pipeline.sort_by else 1
+    buckets = max(1, math.ceil(source.bytes / _SPOOL_BYTES), math.ceil(source.rows / 100_000))
     schema = _plan_schema(source, pipeline)
     writers = [pq.ParquetWriter(spool / f"{i:05}.parquet", schema) for i in range(buckets)]
     seen, nulls, long, taken = list[np.ndarray](), 0, list[str](), 0
@@ -280,10 +280,12 @@ def _selected(table: pa.Table, spec: JobSpec) -> pa.Table:
 
 
 def _bucket(table: pa.Table, sort_by: Sequence[str], buckets: int) -> np.ndarray:
-    columns = [c for c in sort_by if c in table.column_names]
-    if buckets == 1 or not columns:
+    if buckets == 1:
         return np.zeros(len(table), np.int64)
-    keys = table[columns[0]].cast(pa.string()).fill_null("")
+    keys = table["row_id"].cast(pa.string())
+    columns = [c for c in sort_by if c in table.column_names]
+    if columns:  # a row that belongs to nobody is spread by its own id: all of them in one file would be sorted in memory
+        keys = pc.coalesce(table[columns[0]].cast(pa.string()), keys)  # pyright: ignore[reportAttributeAccessIssue]
     return (ids.hashes(keys) % np.uint64(buckets)).astype(np.int64)
 
 

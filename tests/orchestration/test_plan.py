@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,17 @@ def test_blocks_are_bounded_in_rows_and_bytes_and_feed_every_replica(rows: int, 
     if rows >= 32 * replicas:
         assert math.ceil(rows / block) >= 4 * replicas * 0.75
     assert plan.choose_block_rows(rows, replicas, 37, row_bytes) == 37
+
+
+@pytest.mark.usefixtures("small_spools")
+@pytest.mark.parametrize("groups", [{}, {"group": pa.nulls(40, pa.string())}], ids=["no such column", "all null"])
+def test_rows_that_belong_to_nobody_are_never_sorted_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: dict[str, Any]
+) -> None:
+    sizes, as_before = list[int](), plan._sorted
+    monkeypatch.setattr(plan, "_sorted", lambda table, by: sizes.append(len(table)) or as_before(table, by))
+    spec = parse(toy.job(tmp_path, manifest=str(manifest(tmp_path / "m.parquet", [f"r{i}" for i in range(40)], **groups))))
+    job, pipeline = JobFolder(str(tmp_path / "job-000000000000")), replace(PIPELINE, sort_by=["group"])
+    plan.write(spec, pipeline, plan.survey(spec, pipeline), job, 1)
+    assert sum(sizes) == 40
+    assert max(sizes) < 40
