@@ -66,7 +66,7 @@ Trained on photographs with these credits:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     data: str  # folder with faces_ukparl and faces_lab
-    steps: int = 5_000  # optimizer steps; may be changed on resuming
+    steps: int = 4_400  # optimizer steps; may be changed on resuming
     minutes: float | None = None  # stop (resumable) after this long
     people: int = 5  # people a step, each with references of their own
     damages: tuple[str, ...] = ("strong", "medium", "other")  # one picture a person and entry; other: mild, anything or none
