@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -198,18 +197,21 @@ def test_a_driver_killed_on_s3_is_resumed_without_doing_committed_rows_again(buc
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ray_runs_a_job_on_s3_and_finishes_one_that_was_killed(bucket: Any, tmp_path: Path) -> None:
-    content = on_s3(tmp_path, rows=24, actions={5: "raise"}, engine="ray", params={"sleep_ms": 100})
+    content = on_s3(tmp_path, rows=24, actions={5: "raise"}, engine="ray", params={"sleep_ms": 300})
     driver = kill.start(tmp_path, content)
-    kill.wait_for(lambda: len(_ledger(bucket)) >= 1, driver)
-    kill.kill(driver)
-    summary = kill.finish(kill.start(tmp_path, content), 2)
+    try:
+        kill.wait_for(lambda: len(_ledger(bucket)) >= 1, driver, timeout_s=300)
+    finally:
+        kill.kill(driver)
+    summary = kill.finish(kill.start(tmp_path, content), 2, timeout_s=300)
     assert (summary["ok"], summary["failed"]) == (23, 1)
     assert summary["executed"] <= 20
     folder = nothing_lost_nothing_twice(run(parse({**content, "engine": "inline"})), 24)
     assert failed(folder) == ["row-0005"]
     assert not [name for name in bucket.find(folder.path) if ".pending" in name]
-    assert json.loads(bucket.cat_file(folder.join("progress.json")))["engine"] == "ray"
+    assert folder.read_json("progress.json")["engine"] == "ray"
 
 
 def _ledger(fs: Any) -> list[str]:
