@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MAX_PICTURES = 16
+CONTACT_SHEET = "before-and-after.png"
 MAX_FAILURES = 1000  # rows of the table; the review page has them all
 _SIDE = 256  # px of a picture; the same as on the review page, so that its thumbnails serve here too
 _REFERENCES = 4  # shown of one row
@@ -97,7 +98,11 @@ class Results:
         client.log_table(run_id, columns, name)
 
     def log_pictures(self, client: MlflowClient, run_id: str) -> None:
-        """At most 16 pictures, each a row before and after with its references; the slider of a card in the UI goes through its rows."""
+        """At most 16 pictures, each a row before and after with its references, and all of them on one sheet, before-and-after.png.
+
+        In the UI a card of the chart page goes through its rows by a slider, but hides its picture behind long parameters until it is
+        enlarged; the sheet can be seen at once.
+        """
         there = [_IMAGE_FILE.match(entry.path) for entry in client.list_artifacts(run_id, "images")]
         done = {(found["key"].split("~")[-1], int(found["step"])) for found in there if found}
         if done and len(self.folder.generations()) > 1:
@@ -109,6 +114,9 @@ class Results:
                 sheet = sheets.get(int(self.ended.hashes[position]))
                 if sheet is not None and (key, step) not in done:
                     client.log_image(run_id, sheet, key=f"{_PICTURES}/{key}", step=step, synchronous=True)
+        shown = [(key, int(self.ended.hashes[position])) for key, positions in chosen.items() for position in positions]
+        if sheets:
+            client.log_image(run_id, _contact_sheet([(key, sheets[row]) for key, row in shown if row in sheets]), CONTACT_SHEET)
 
     def description(self, review: str) -> str:
         """What the run's page says on top, in Markdown."""
@@ -119,6 +127,7 @@ class Results:
             f"- {summary.plural(g.count, 'row')} failed with `{g.error_type}` in `{g.stage}`: {summary.what_to_do(g.error_type)}"
             for g in self.ended.failures[:5]
         ]
+        lines += [f"- Pictures: `{CONTACT_SHEET}` under Artifacts"] if failed < planned else []
         lines += [f"- Review page: `{review}`"] if review else []
         lines += [f"- Job folder: `{self.folder.uri}`", f"- Check it: `calotype verify {shlex.quote(self.folder.uri)}`"]
         return "\n".join(lines)
@@ -174,6 +183,19 @@ def _sheet(title: str, pair: Sequence[tuple[str, Image.Image]], references: Sequ
         draw.text((6, 2 * _LABEL + _SIDE + 2), "references", fill="#555555", font=font)
         sheet.paste(_fitted(picture, half), (at * half, 3 * _LABEL + _SIDE))
     return sheet
+
+
+def _contact_sheet(sheets: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Sheets in rows of four, each under the group that it was picked for."""
+    width, height = 2 * _SIDE + _LABEL, max(sheet.height for _, sheet in sheets) + 2 * _LABEL
+    across = min(4, len(sheets))
+    page = Image.new("RGB", (across * width, -(-len(sheets) // across) * height), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for at, (group, sheet) in enumerate(sheets):
+        x, y = at % across * width, at // across * height
+        draw.text((x + 6, y + 2), group, fill="#a04000", font=font)
+        page.paste(sheet, (x, y + _LABEL))
+    return page
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:

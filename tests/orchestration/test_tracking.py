@@ -22,7 +22,7 @@ from PIL import Image
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from orchestration.folder import JobFolder
-from orchestration.mlflow_results import MAX_PICTURES, pick
+from orchestration.mlflow_results import CONTACT_SHEET, MAX_PICTURES, pick
 from orchestration.mlflow_run import redact
 from orchestration.review import rows
 from orchestration.tracking import Tracker, TrackingSettings, store_uri
@@ -142,6 +142,9 @@ def test_pictures_show_before_after_and_references_of_the_worst_the_best_and_som
     near = [sheet.getpixel((x, y)) for x, y in ((128, 172), (384, 172), (64, 364), (192, 364))]
     wanted = [(90, 60, 30), (0, 160, 90), (40, 120, 200), (40, 120, 200)]  # row-000 before, after, and its two references
     assert np.abs(np.array(near, int) - np.array(wanted)).max() <= 6  # thumbnails are JPEG
+    page = Image.open(client_of(done).download_artifacts(run.info.run_id, CONTACT_SHEET)).convert("RGB")
+    assert 4 * sheet.width < page.width < 5 * sheet.width
+    assert page.getpixel((128, 172 + 22)) == near[0]  # the worst row comes first, under the name of its group
 
 
 def test_a_killed_and_resumed_job_continues_its_run_on_any_engine(job: JobInTheMaking) -> None:
