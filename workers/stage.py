@@ -64,5 +64,10 @@ class MapRows(Stage):
         rows = table.to_pylist()
         if self.threads == 1 or len(rows) == 1:
             return [attempt(self.function, row, self.retry) for row in rows]
+        share = -(
+            -len(rows) // self.threads
+        )  # a stretch of rows a thread: handing over row by row costs more than decoding a small picture
+        stretches = [rows[at : at + share] for at in range(0, len(rows), share)]
         with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(lambda row: attempt(self.function, row, self.retry), rows))
+            done = pool.map(lambda stretch: [attempt(self.function, row, self.retry) for row in stretch], stretches)
+            return [outcome for outcomes in done for outcome in outcomes]
