@@ -24,7 +24,7 @@ def prove_golden(method: str, file: Path) -> Sequence[Any]:
 
     try:
         return proofs.golden(snake(method), file)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         raise JobFileError(str(error)) from error
 
 
@@ -34,7 +34,7 @@ def prove_claim(method: str, output: Path, data: Path | None, say: Callable[[str
 
     try:
         return bool(proofs.claim(snake(method), output, data, say))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         raise JobFileError(str(error)) from error
 
 
