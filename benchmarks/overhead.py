@@ -66,11 +66,11 @@ def measure(arm: str, manifest: Path, depth: int, block_rows: int) -> Measured:
 def _blocks(folder: Path) -> Iterator[tuple[float, int, np.ndarray]]:
     """Moment of commit, rows and model times of each block, of a job's folder or the bare loop's."""
     for data in folder.glob("**/block-*.parquet"):
-        times = pq.read_table(data, columns=["model_ms"], partitioning=None)["model_ms"].to_numpy()
+        times = pq.ParquetFile(data).read(columns=["model_ms"])["model_ms"].to_numpy()
         yield data.stat().st_ctime, len(times), times
     for ledger in folder.glob("*/ledger/gen-0/*.parquet"):
         (data,) = ledger.parents[2].glob(f"data/gen-0/status=ok/{ledger.stem}-*.parquet")
-        times = pq.read_table(data, columns=["model_ms"], partitioning=None)["model_ms"].to_numpy()
+        times = pq.ParquetFile(data).read(columns=["model_ms"])["model_ms"].to_numpy()
         yield ledger.stat().st_ctime, len(times), times  # the rename that commits changes it
 
 
