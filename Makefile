@@ -43,6 +43,7 @@ faults: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.row_cost
 	$(BIN)/python -m benchmarks.reference_cache
 	$(BIN)/python -m benchmarks.manifest_scale
 

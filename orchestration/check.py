@@ -22,7 +22,7 @@ from workers import storage
 from workers.guard import Guarded, committed
 
 BLOCK_SECONDS = 20.0  # work at risk in a crash is 2-3 blocks a replica
-RAY_START_S = 8.0  # measured: cluster, imports, first block (docs/benchmarks.md)
+RAY_START_S = 15.0  # measured: cluster, imports, first block (docs/benchmarks.md)
 
 
 @dataclass(frozen=True)
