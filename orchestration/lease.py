@@ -51,7 +51,7 @@ def judge(
     mine = [r for r in replicas if r["driver"] == lease["owner"]]
     if any(r["host"] != host for r in mine):
         return Verdict(False, f"its driver is gone, but it had replicas elsewhere; it can be taken over in {lease['ttl_s'] - silent:.0f} s")
-    left = [r["pid"] for r in mine if alive(r["pid"], r["started"])]
+    left = sorted({r["pid"] for r in mine if alive(r["pid"], r["started"])})  # a process may hold several stages
     if left:
         return Verdict(False, f"its driver is gone, but its replicas {left} still run")
     return Verdict(True, "its driver and replicas are gone")

@@ -85,7 +85,8 @@ def test_replicas_of_a_killed_driver_never_cause_a_second_copy(tmp_path: Path) -
     _, error = other.communicate(timeout=120)
     assert other.returncode in (0, 75)
     if other.returncode == 75:  # it still lived after the wait: the lease is not taken over
-        assert f"its replicas [{replica}] still run" in error
+        assert "its driver is gone, but its replicas" in error
+        assert str(replica) in error
     with suppress(ProcessLookupError):
         os.kill(replica, signal.SIGCONT)
     nothing_lost_nothing_twice(run(parse({**content, "engine": "inline"})), 32)
