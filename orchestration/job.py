@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -164,8 +163,3 @@ def _known(model: type[BaseModel], path: Sequence[str]) -> list[str]:
             return []
         model = inner[0]
     return list(model.model_fields)
-
-
-def environment() -> dict[str, str]:
-    """What of the environment decides where a job runs, without secrets."""
-    return {k: os.environ[k] for k in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES") if k in os.environ}

@@ -138,10 +138,3 @@ def cpus_per_replica(resources: Resources, replicas: int, cpus: float) -> float:
 def gpus_per_replica(resources: Resources, stage: Stage, gpus: float) -> float:
     """GPUs of one replica: as asked, else what the stage wants where there are any."""
     return resources.gpus_per_replica if resources.gpus_per_replica is not None else stage.gpus if gpus else 0.0
-
-
-def ready() -> dict[str, Any]:
-    """What `calotype doctor` says about Ray."""
-    import ray
-
-    return {"ray": ray.__version__, "address": os.environ.get("RAY_ADDRESS", "a local cluster, started by each job")}
