@@ -95,12 +95,8 @@ def test_a_row_that_hangs_is_killed_and_costs_only_itself(tmp_path: Path) -> Non
     assert failed_rows(nothing_lost_nothing_twice(run(parse(content)), 8)) == {"row-0002": "RowTimeout"}
 
 
-def test_out_of_memory_halves_the_batch_and_remembers(tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
-    journal.mkdir()
-    content = toy.job(
-        tmp_path, rows=16, actions={0: "oom"}, params={"journal": str(journal), "micro_batch": 4}, resources={"block_rows": 16}
-    )
+def test_a_batch_that_runs_out_of_memory_costs_no_row(tmp_path: Path) -> None:
+    content = toy.job(tmp_path, rows=16, actions={0: "oom"}, params={"micro_batch": 4}, resources={"block_rows": 16})
     folder = nothing_lost_nothing_twice(run(parse(content)), 16)
     assert failed_rows(folder) == {}
 
