@@ -197,7 +197,8 @@ def status(folder: Folder, as_json: AsJson = False) -> int:
 @app.command("list")
 def list_jobs(output: Annotated[str, typer.Argument(help="The folder that jobs were written to.")], as_json: AsJson = False) -> int:
     """The jobs below an output folder."""
-    from orchestration.inspect import describe, jobs
+    from orchestration.folder import jobs
+    from orchestration.inspect import describe
 
     found = [describe(folder) for folder in jobs(output)]
     if as_json:

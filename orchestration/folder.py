@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,3 +159,13 @@ class JobFolder:
                     keep_indices.append(index)
             table = table.take(pa.array(sorted(keep_indices), pa.int64()))
         return table
+
+
+def jobs(output: str) -> Iterator[JobFolder]:
+    """The job folders directly below an output folder, by name."""
+    fs, path = storage.filesystem(output)
+    base = str(storage.local_path(output)) if storage.scheme(output) == "file" else output
+    for found in sorted(map(str, fs.ls(path, detail=False) if fs.isdir(path) else ())):
+        folder = JobFolder(storage.join(base, found.rstrip("/").rsplit("/", 1)[-1]))
+        if folder.exists("job.json"):
+            yield folder

@@ -9,7 +9,6 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -19,7 +18,6 @@ from orchestration.folder import JobFolder
 from orchestration.lease import judge, process_alive
 from orchestration.review.page import write_review
 from orchestration.run import reopen
-from workers import storage
 
 
 def describe(folder: JobFolder) -> dict[str, Any]:
@@ -44,16 +42,6 @@ def describe(folder: JobFolder) -> dict[str, Any]:
         "driver": f"process {lease['pid']} on {lease['host']}" if lease else None,
     }
     return facts
-
-
-def jobs(output: str) -> Iterator[JobFolder]:
-    """The job folders directly below an output folder, by name."""
-    fs, path = storage.filesystem(output)
-    base = str(storage.local_path(output)) if storage.scheme(output) == "file" else output
-    for found in sorted(map(str, fs.ls(path, detail=False) if fs.isdir(path) else ())):
-        folder = JobFolder(storage.join(base, found.rstrip("/").rsplit("/", 1)[-1]))
-        if folder.exists("job.json"):
-            yield folder
 
 
 def write_review_again(folder: JobFolder) -> str:

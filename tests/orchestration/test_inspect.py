@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestration.folder import JobFolder
-from orchestration.inspect import describe, doctor, jobs, known_models, write_review_again
+from orchestration.folder import JobFolder, jobs
+from orchestration.inspect import describe, doctor, known_models, write_review_again
 from orchestration.job import parse
 from orchestration.lease import Lease
 from orchestration.run import run

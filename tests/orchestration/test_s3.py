@@ -15,8 +15,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from orchestration.finalize import verify
-from orchestration.folder import JobFolder
-from orchestration.inspect import describe, jobs
+from orchestration.folder import JobFolder, jobs
+from orchestration.inspect import describe
 from orchestration.job import parse
 from orchestration.lease import Lease, LeaseHeld
 from orchestration.plan import ManifestRefused
