@@ -137,12 +137,13 @@ def run(
     sets: Sets = None,
     engine: Engine = None,
     new: Annotated[bool, typer.Option("--new", help="Begin beside an unfinished job of this name that had other settings.")] = False,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="The schedule that this run belongs to.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Run a job, or go on with it. A finished job is left as it is."""
     from orchestration.run import run as run_job
 
-    spec = _load(job, sets, engine)
+    spec = _load(job, sets, engine, schedule)
     with _progress(spec.name, quiet=as_json) as show:
         summary = run_job(spec, new=new, on_progress=show)
     return _report(summary, as_json)
@@ -303,10 +304,10 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where the demo writes.")] 
     return OK if code == FAILED_ROWS else code  # the sample archive holds a broken picture on purpose
 
 
-def _load(job: Path, sets: Sequence[str] | None, engine: str | None) -> Any:
+def _load(job: Path, sets: Sequence[str] | None, engine: str | None, schedule: str | None = None) -> Any:
     from orchestration.job import load
 
-    return load(job, sets or [], engine=engine)
+    return load(job, sets or [], engine=engine, schedule=schedule)
 
 
 def _folder(uri: str) -> Any:

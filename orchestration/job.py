@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from orchestration.tracking import TrackingSettings
 from workers import storage
 
+_TEMPLATES = ("name", "manifest", "output", "reuse", "where", "tracking")  # keys in which {date} and {schedule} are filled in
+
 
 class JobFileError(ValueError):
     """A job file or an override that cannot be run; says which key and what to write instead."""
@@ -69,6 +71,7 @@ class JobSpec(Settings):
     limit: int | None = Field(default=None, ge=1)
     sample: float | None = Field(default=None, gt=0, le=1)  # share of the rows, drawn by a hash of row_id
     reuse: str | None = None
+    schedule: str | None = None  # that started it; `calotype schedule` fills it in
     media: Literal["files", "columns"] = "files"
     on_bad_source: Literal["fail", "skip"] = "fail"
     accept_unlicensed_weights: bool = False
@@ -93,7 +96,7 @@ class JobSpec(Settings):
 def load(path: str | Path, overrides: Sequence[str] = (), **more: Any) -> JobSpec:
     """Read a job file. `overrides` are `dotted.key=value` (values in YAML); `more` are keys given as options.
 
-    Paths in the file are relative to the working directory; `{date}` in `name` and `output` is today's date (UTC).
+    Paths in the file are relative to the working directory. `{date}` and `{schedule}` are filled in, see `parse`.
     Raises JobFileError with the key, the reason, and the nearest known name of an unknown key.
     """
     try:
@@ -127,13 +130,35 @@ def put(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def parse(content: Mapping[str, Any], where: str = "the job") -> JobSpec:
-    """A job from a mapping. Raises JobFileError."""
-    today = datetime.now(UTC).strftime("%Y-%m-%d")
-    content = {k: v.replace("{date}", today) if k in ("name", "output") and isinstance(v, str) else v for k, v in content.items()}
+    """A job from a mapping. Raises JobFileError.
+
+    In `name`, `manifest`, `output`, `reuse`, `where` and `tracking`, `{date}` stands for the day (UTC, 2026-11-24) on which its schedule fired, or
+    today, and `{schedule}` for the schedule's name.
+    """
+    content = {k: _filled(v, k, content) if k in _TEMPLATES else v for k, v in content.items()}
     try:
         return JobSpec.model_validate(content)
     except ValidationError as error:
         raise JobFileError(explain(error, JobSpec, where)) from error
+
+
+def _filled(value: Any, key: str, job: Mapping[str, Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {inner: _filled(v, f"{key}.{inner}", job) for inner, v in value.items()}
+    if isinstance(value, list):
+        return [_filled(v, key, job) for v in value]
+    if not isinstance(value, str):
+        return value
+    schedule = job.get("schedule")
+    if "{schedule}" in value and schedule is None:
+        raise JobFileError(f"{key}: `{{schedule}}` is known only where a schedule runs the job; pass --schedule NAME to run it by hand")
+    return value.replace("{date}", _day(job)).replace("{schedule}", str(schedule))
+
+
+def _day(job: Mapping[str, Any]) -> str:
+    """The day of the fire time in a firing's name, so that it stays the same whenever the firing is resumed; else today."""
+    fired = re.fullmatch(rf"{re.escape(str(job.get('schedule')))}-(\d{{4}})(\d\d)(\d\d)T\d{{6}}Z", str(job.get("name")))
+    return "-".join(fired.groups()) if fired else datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:

@@ -98,6 +98,20 @@ def test_today_s_date_can_stand_in_name_and_output() -> None:
     assert len(spec.name) == len("n-2026-01-01")
 
 
+def test_a_firing_s_date_is_that_of_its_fire_time_whenever_it_is_resumed() -> None:
+    keys = {"name": "nightly-20240229T233000Z", "output": "/o/{schedule}", "manifest": "/m/{date}/*.parquet", "where": {"day": ["{date}"]}}
+    spec = parse({**JOB, **keys, "schedule": "nightly", "tracking": {"tags": {"night": "{date}"}}, "params": {"prompt": "{date}"}})
+    assert (spec.output, spec.manifest, spec.where) == ("/o/nightly", "/m/2024-02-29/*.parquet", {"day": ["2024-02-29"]})
+    assert spec.tracking.tags == {"night": "2024-02-29"}
+    assert spec.params == {"prompt": "{date}"}  # what decides a row's result is never filled in
+    assert parse(spec.model_dump(mode="json")) == spec
+
+
+def test_a_schedule_s_name_in_a_job_without_schedule_is_refused() -> None:
+    with pytest.raises(JobFileError, match=r"^output: `\{schedule\}` .* pass --schedule NAME"):
+        parse({**JOB, "output": "/o/{schedule}"})
+
+
 def test_what_job_json_keeps_is_read_back_as_the_same_job() -> None:
     spec = parse({**JOB, "model": {"method": "m", "base": "b"}, "where": {"a": [1, None]}, "resources": {"allowed_roots": ["/a"]}})
     assert parse(spec.model_dump(mode="json")) == spec
