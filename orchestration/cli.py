@@ -1,23 +1,20 @@
-"""The command line. The only module that prints; what it does is the Python API of its neighbours."""
+"""The command line. What it does is the Python API of its neighbours; nothing but commands prints."""
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-OK, ERROR, FAILED_ROWS, USAGE, HELD, INTERRUPTED = 0, 1, 2, 64, 75, 130  # exit codes, DESIGN section 4
+from orchestration.terminal import ERROR, FAILED_ROWS, HELD, INTERRUPTED, OK, USAGE, AsJson, JobFile, Sets, err, out, progress
+
 _GOES_ON = "stopped; the same command goes on where it stopped"
 _UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click, as its version has it
 
@@ -25,16 +22,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 manifest_app = typer.Typer(no_args_is_help=True, help="Make a manifest: a folder, or lists to cross, becomes Parquet.")
 app.add_typer(manifest_app, name="manifest")
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-JobFile = Annotated[Path, typer.Argument(help="The job file (YAML). `calotype init KIND` writes one.")]
 Folder = Annotated[str, typer.Argument(metavar="JOB", help="A job folder (path or s3://), as `run` prints it.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any key of the job file, such as params.format=jpeg.")
-]
 Engine = Annotated[str | None, typer.Option("--engine", help="ray or inline.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def main() -> None:
@@ -144,7 +133,7 @@ def run(
     from orchestration.run import run as run_job
 
     spec = _load(job, sets, engine, schedule)
-    with _progress(spec.name, quiet=as_json) as show:
+    with progress(spec.name, quiet=as_json) as show:
         summary = run_job(spec, new=new, on_progress=show)
     return _report(summary, as_json)
 
@@ -158,7 +147,7 @@ def retry(
     """Run the failed rows of a finished job again, as its next generation."""
     from orchestration.run import retry as retry_job
 
-    with _progress(_folder(folder).name, quiet=as_json) as show:
+    with progress(_folder(folder).name, quiet=as_json) as show:
         summary = retry_job(_folder(folder), error_type=error_type, on_progress=show)
     return _report(summary, as_json)
 
@@ -298,7 +287,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where the demo writes.")] 
     """A sample archive, restored: photographs and references are drawn, a job runs on Ray, a page is written."""
     from orchestration.demo import demo as run_demo
 
-    with _progress("demo", quiet=False) as show:
+    with progress("demo", quiet=False) as show:
         summary = run_demo(folder, show, lambda text: out.print(text, markup=False))
     code = _report(summary, False)
     return OK if code == FAILED_ROWS else code  # the sample archive holds a broken picture on purpose
@@ -319,48 +308,6 @@ def _folder(uri: str) -> Any:
     if not folder.exists("job.json") and not folder.exists("plan"):
         raise JobFileError(f"{uri} is no job folder; `calotype list OUTPUT` shows the jobs below an output folder")
     return folder
-
-
-class _Noise(io.TextIOBase):
-    """Where Ray prints to while a job runs: the debug log. Standard output is for the result."""
-
-    def write(self, text: str) -> int:
-        if text.strip():
-            logging.getLogger("ray.printed").debug(text.rstrip())
-        return len(text)
-
-
-@contextmanager
-def _progress(name: str, *, quiet: bool) -> Iterator[Callable[[Any], None] | None]:
-    with redirect_stdout(_Noise()):
-        if quiet:
-            yield None
-        else:
-            with _bar(name) as show:
-                yield show
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[Any], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} rows"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[eta]}"),
-        TextColumn("{task.fields[failed]}"),
-    )
-    with Progress(*columns, console=err, redirect_stdout=False) as bar:
-        task = bar.add_task(name, total=1, rate="", eta="", failed="", start=True)
-
-        def show(point: Any) -> None:
-            left = point.planned - point.done
-            eta = f"{left / point.rows_per_s:.0f} s left" if point.rows_per_s > 0 and left else ""
-            failed = f"{point.failed} failed" if point.failed else ""
-            bar.update(task, total=point.planned, completed=point.done, rate=f"{point.rows_per_s:.1f} rows/s", eta=eta, failed=failed)
-
-        yield show
 
 
 def _report(summary: Any, as_json: bool) -> int:
