@@ -12,13 +12,13 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.pictures import EXTENSIONS
 from pipelines.pipeline import Context
 from workers.media import Format, Picture, encode_image
 from workers.paste import FaceRow, paste_back
 from workers.provenance import Provenance, write_picture
 from workers.storage import filesystem, join, write_atomic
 
-EXTENSIONS: Mapping[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
 INDEX = "photographs/index.parquet"
 INDEX_SCHEMA = pa.schema(
     [

@@ -13,16 +13,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from models.catalog import lab_path
+from pipelines import pictures
 from pipelines.model_source import resolve_model
 from pipelines.pasted import paste_photographs
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Score, Shown
-from workers.artifacts import artifact_name
+from pipelines.rows import BadRow, row_seed
 from workers.crops import align_face, crop_box, resize_square
-from workers.media import Picture, Pixels, decode_image, encode_image
-from workers.provenance import Provenance, write_picture
+from workers.media import Picture, Pixels, decode_image
 from workers.replica import Replica
 from workers.stage import MapRows
-from workers.storage import Reader, join
+from workers.storage import Reader
 
 if TYPE_CHECKING:  # torch is loaded by replicas, never by the driver
     from models.methods.instant_restore import InstantRestore, Request, Result
@@ -53,10 +53,6 @@ DECODED = pa.schema(
     ]
 )
 RESTORED = pa.schema([("restored_pixels", pa.binary()), ("n_references", pa.int32())])
-
-
-class BadRow(ValueError):
-    """A row that can't be restored as it stands; says what to change in the manifest or the job."""
 
 
 class RestoreParams(Params):
@@ -125,7 +121,7 @@ def decode(params: RestoreParams, context: Context, row: Mapping[str, Any]) -> d
     """Read the photograph and its references, crop the face, count what can be used. Raises BadRow, ImageBroken, ImageTooLarge, OSError."""
     assert params.image_size is not None
     assert params.max_references is not None
-    picture = decode_image(_bytes(row, "image", "image_uri", context.reader), max_pixels=context.max_pixels)
+    picture = decode_image(pictures.needed(row, "image", context.reader), max_pixels=context.max_pixels)
     crop, matrix = crop_face(picture, params, row.get("face_box"), row.get("landmarks"))
     references, keys, kept = [], [], []
     for index, (data, uri, landmarks) in enumerate(_references(row)):
@@ -194,8 +190,8 @@ def request(params: RestoreParams, seed: int, row: Mapping[str, Any]) -> Request
 
     assert params.image_size is not None
     return Request(
-        image=_to_tensor(row["pixels"], params.image_size),
-        references=[_to_tensor(data, params.image_size) for data in row["reference_pixels"]],
+        image=pictures.to_tensor(row["pixels"], params.image_size, params.image_size),
+        references=[pictures.to_tensor(data, params.image_size, params.image_size) for data in row["reference_pixels"]],
         reference_keys=row["reference_keys"],
         seed=row_seed(row, seed),
     )
@@ -203,41 +199,27 @@ def request(params: RestoreParams, seed: int, row: Mapping[str, Any]) -> Request
 
 def columns(result: Result) -> dict[str, Any]:
     """The restored face as uint8 pixels."""
-    pixels = result.restored.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).contiguous()
-    return {"restored_pixels": pixels.cpu().numpy().tobytes(), "n_references": result.n_references}
+    return {"restored_pixels": pictures.from_tensor(result.restored), "n_references": result.n_references}
 
 
 def encode(params: RestoreParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
     """The restored face as a picture file that says how it came about; written before the row is committed."""
     assert params.image_size is not None
-    made = Provenance(
-        model=context.model.name, method=context.model.method, job=context.job, rows=[row["row_id"]], source=row.get("image_uri") or ""
-    )
-    data = encode_image(
-        _to_pixels(row["restored_pixels"], params.image_size),
-        params.format,
-        icc_profile=row["icc_profile"],
-        exif=row["exif"],
-        xmp=made.xmp(),
-    )
-    out: dict[str, Any] = {
-        "restored_sha256": hashlib.sha256(data).hexdigest(),
+    return {
+        **pictures.keep(
+            pictures.to_pixels(row["restored_pixels"], params.image_size, params.image_size),
+            "restored",
+            row["row_id"],
+            context,
+            format=params.format,
+            source=row.get("image_uri"),
+            icc_profile=row["icc_profile"],
+            exif=row["exif"],
+        ),
         "height": params.image_size,
         "width": params.image_size,
         "seed": row_seed(row, context.seed),
     }
-    if context.media == "columns":
-        return {"restored": data, **out}
-    name = artifact_name(row["row_id"], {"jpeg": "jpg", "tiff": "tif"}.get(params.format, params.format))
-    write_picture(join(context.folder, name), data, [row["image_uri"]] if row.get("image_uri") else [])
-    return {"restored_uri": name, **out}
-
-
-def row_seed(row: Mapping[str, Any], job_seed: int) -> int:
-    """The row's own seed, else a hash of its id and the job's seed (63 bits)."""
-    if row.get("seed") is not None:
-        return int(row["seed"])
-    return int.from_bytes(hashlib.sha256(f"{job_seed}/{row['row_id']}".encode()).digest()[:8], "big") >> 1
 
 
 def settle(params: RestoreParams, model: Model) -> RestoreParams:
@@ -269,7 +251,7 @@ def score_identity(params: RestoreParams, row: Mapping[str, Any]) -> dict[str, A
     """Mean cosine between the restored face and its references, by a face network that no method here was trained on; null without either."""
     assert params.image_size is not None
     embed = _embedder(params.identity)
-    restored = embed(_to_pixels(row["restored_pixels"], params.image_size))
+    restored = embed(pictures.to_pixels(row["restored_pixels"], params.image_size, params.image_size))
     found = [
         _embed_reference(params.identity, params.image_size, key, data)
         for key, data in zip(row["reference_keys"], row["reference_pixels"], strict=True)
@@ -280,7 +262,7 @@ def score_identity(params: RestoreParams, row: Mapping[str, Any]) -> dict[str, A
 
 @lru_cache(maxsize=256)
 def _embed_reference(kind: str, side: int, key: str, data: bytes) -> Any:
-    return _embedder(kind)(_to_pixels(data, side))
+    return _embedder(kind)(pictures.to_pixels(data, side, side))
 
 
 @cache
@@ -293,24 +275,11 @@ def _embedder(kind: str) -> Any:
     from models.nets.identity import IdentityNet
 
     net = IdentityNet.load(lab_path("identity"))
-    return lambda pixels: net.embed(_to_tensor(pixels.tobytes(), pixels.shape[0])[None])[0].numpy()
+    return lambda pixels: net.embed(pictures.to_tensor(pixels.tobytes(), *pixels.shape[:2])[None])[0].numpy()
 
 
 def _encoded(media: str) -> pa.Schema:
-    where = ("restored", pa.binary()) if media == "columns" else ("restored_uri", pa.string())
-    return pa.schema([where, ("restored_sha256", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("seed", pa.int64())])
-
-
-def _bytes(row: Mapping[str, Any], column: str, uri_column: str, reader: Reader) -> bytes:
-    data: bytes | None = row.get(column)
-    uri: str | None = row.get(uri_column)
-    if data is not None and uri is not None:
-        raise BadRow(f"give either {column} or {uri_column}, not both")
-    if uri is not None:
-        return reader.read(uri)
-    if data is None:
-        raise BadRow(f"give either {column} or {uri_column}; one of them is needed")
-    return data
+    return pa.schema([*pictures.kept("restored", media), ("height", pa.int32()), ("width", pa.int32()), ("seed", pa.int64())])
 
 
 def _references(row: Mapping[str, Any]) -> list[tuple[bytes | None, str | None, Sequence[float] | None]]:
@@ -363,16 +332,6 @@ def _finder() -> Any:
     from workers.faces import FaceFinder
 
     return FaceFinder()
-
-
-def _to_pixels(data: bytes, side: int) -> Pixels:
-    return np.frombuffer(data, np.uint8).reshape(side, side, 3)
-
-
-def _to_tensor(data: bytes, side: int) -> Any:
-    import torch
-
-    return torch.from_numpy(_to_pixels(data, side).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 TEMPLATE = """\

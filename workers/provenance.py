@@ -1,9 +1,9 @@
 """What is written into the pictures we make: that a trained model took part, which one, in which job, for which row; and its reader.
 
-Every picture says `compositeWithTrainedAlgorithmicMedia` (IPTC NewsCodes, https://cv.iptc.org/newscodes/digitalsourcetype/: media edited
-with a trained model), not `algorithmicallyEnhanced`: that one is for corrections such as sharpening that leave the content alone, while a
-restored face holds detail that the model took from elsewhere. Where and when the photograph was taken stays in (EXIF date and GPS): a
-restored copy is kept beside its original and is no more public than that.
+A picture made from another one says `compositeWithTrainedAlgorithmicMedia` (IPTC NewsCodes, https://cv.iptc.org/newscodes/digitalsourcetype/:
+media edited with a trained model), not `algorithmicallyEnhanced`: that one is for corrections such as sharpening that leave the content alone,
+while a restored face holds detail that the model took from elsewhere. One made from words alone says `trainedAlgorithmicMedia`. Where and when
+a photograph was taken stays in (EXIF date and GPS): a restored copy is kept beside its original and is no more public than that.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image
 from workers.storage import filesystem, local_path, scheme, write_atomic
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+GENERATED_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _SPACES = {
     "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
     "dc": "http://purl.org/dc/elements/1.1/",
@@ -48,7 +49,8 @@ class OriginalInTheWay(PermissionError):
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a picture came about. `rows`: ids of the rows whose results it shows; `source`: path or URI of the photograph.
+    """How a picture came about. `rows`: ids of the rows whose results it shows; `source`: path or URI of the photograph; `generated`: no
+    photograph took part.
 
     Only the source's last part is written: a picture may travel, and should not tell where an archive keeps its files.
     """
@@ -58,11 +60,12 @@ class Provenance:
     job: str
     rows: Sequence[str]
     source: str | None = None
+    generated: bool = False
 
     def xmp(self) -> bytes:
         """An XMP packet (ISO 16684-1). The same facts give the same bytes: no clock is read."""
         values = {
-            "digital_source_type": DIGITAL_SOURCE_TYPE,
+            "digital_source_type": GENERATED_SOURCE_TYPE if self.generated else DIGITAL_SOURCE_TYPE,
             "software": f"calotype {version('calotype')}",
             "source": PurePosixPath(self.source).name if self.source else None,
             "model": self.model,

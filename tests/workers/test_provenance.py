@@ -58,3 +58,10 @@ def test_an_original_is_never_written_to_not_even_through_a_link(tmp_path: Path)
     assert original.read_bytes() == b"original"
     write_picture(str(tmp_path / "new" / "photo.png"), b"new", [str(original)])
     assert (tmp_path / "new" / "photo.png").read_bytes() == b"new"
+
+
+def test_a_picture_made_from_words_alone_says_that_nothing_in_it_was_photographed() -> None:
+    for generated, kind in ((True, "/trainedAlgorithmicMedia"), (False, "/compositeWithTrainedAlgorithmicMedia")):
+        made = Provenance("m", "n", "j", ["r"], generated=generated)
+        data = media.encode_image(GREY, "png", xmp=made.xmp())
+        assert read_provenance(data)["digital_source_type"].endswith(kind)
