@@ -3,5 +3,10 @@
 RECIPES: dict[str, str] = {
     "instant_restore": "models.recipes.instant_restore",
     "identity": "models.recipes.identity",
+    "autoencoder": "models.recipes.autoencoder",
+    "towers": "models.recipes.towers",
+    "reader": "models.recipes.reader",
+    "unet": "models.recipes.unet",
+    "mmdit": "models.recipes.mmdit",
 }
 """Name -> module."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 
 class OtherTraining(ValueError):
@@ -76,3 +80,42 @@ class Averaged:
         """Put the average into a module of the same shape."""
         for name, value in module.named_parameters():
             value.copy_(self.values[name])
+
+
+def fit(model: nn.Module, loss: Callable[[int], tuple[Tensor, Mapping[str, float]]], cfg: Any, out: Path) -> int:
+    """Train `model` until cfg.steps or cfg.minutes, resuming from out/checkpoint.pt; leaves its averaged weights in it. Returns the steps done.
+
+    `loss(step)` gives the loss and what to log; it draws from generators keyed by the step. `cfg` has steps, minutes, lr, warmup, decay,
+    weight_decay, average, clip, save_every. Raises OtherTraining if the checkpoint is another configuration's.
+    """
+    started = time.monotonic()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.9, 0.98), fused=True)
+    average, step = Averaged(model, cfg.average), 0
+    state = load_checkpoint(out / "checkpoint.pt", cfg, may_differ=("steps", "minutes", "save_every", "cache"))
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        step = state["step"]
+        logger.info("resumed step=%d", step)
+    out_of_time = False
+    while step < cfg.steps and not out_of_time:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, cfg.steps, cfg.lr, cfg.warmup, cfg.decay)
+        value, facts = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        optimizer.step()
+        average.update(model, step)
+        step += 1
+        seconds = time.monotonic() - started
+        out_of_time = cfg.minutes is not None and seconds > 60 * cfg.minutes
+        if step % 50 == 0:
+            told = " ".join(f"{name}={fact:.4f}" for name, fact in facts.items())
+            logger.info("step=%d s=%.0f loss=%.4f %s", step, seconds, float(value.detach()), told)
+        if step % cfg.save_every == 0 or step == cfg.steps or out_of_time:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values, "step": step}
+            save_checkpoint(out / "checkpoint.pt", state, cfg)
+    average.copy_to(model)
+    return step

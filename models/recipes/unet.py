@@ -1,0 +1,129 @@
+"""Train the lab's text-to-image U-Net of Stable Diffusion's topology on the drawn world (`calotype train unet`).
+
+It learns velocities (v-prediction) in the lab autoencoder's latents; its text tower starts from the lab towers' and is trained with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from models.catalog import lab_path
+from models.lab.captions import tokenizer
+from models.recipes.autoencoder import cache_folder
+from models.recipes.towers import CAPTIONS
+from models.training.drawings import captions
+from models.training.latents import latents
+from models.training.loop import fit, keyed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    steps: int = 6_000  # optimizer steps; may be changed on resuming
+    minutes: float | None = None
+    pictures: int = 48_000
+    cache: str | None = None  # folder of drawn pictures and latents, to share between recipes; default: <out>/cache
+    autoencoder: str | None = None  # folder of the autoencoder; default: the one that ships
+    towers: str | None = None  # folder of the towers whose text tower is the start; default: the one that ships
+    batch: int = 32
+    channels: tuple[int, ...] = (64, 128)
+    head_dim: int = 32
+    text_drop: float = 0.1  # share of pictures without a caption, for guidance
+    min_snr: float = 5.0
+    lr: float = 1.2e-3
+    warmup: int = 200
+    decay: float = 0.35
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    average: float = 0.998
+    save_every: int = 200
+    seed: int = 0
+
+
+class TextToImage(nn.Module):
+    """The U-Net and its text tower, trained together."""
+
+    def __init__(self, cfg: Config, text: Any, latent_channels: int) -> None:
+        super().__init__()
+        self.text = text
+        levels = len(cfg.channels)
+        build: Any = UNet2DConditionModel  # diffusers declares its configuration's tuples as pairs of one
+        self.unet = build(
+            sample_size=8,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            block_out_channels=cfg.channels,
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",) * levels,
+            up_block_types=("CrossAttnUpBlock2D",) * levels,
+            attention_head_dim=tuple(channels // cfg.head_dim for channels in cfg.channels),  # diffusers' name for the number of heads
+            cross_attention_dim=text.config.hidden_size,
+            norm_num_groups=16,
+        )
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise levels with v-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+
+
+def train(cfg: Config, out: Path) -> None:
+    """Train until `cfg.steps` (or `cfg.minutes`), resuming from out/checkpoint.pt; then write the lab folder out/unet (diffusers layout)."""
+    vae_folder = Path(cfg.autoencoder) if cfg.autoencoder else lab_path("autoencoder")
+    towers_folder = Path(cfg.towers) if cfg.towers else lab_path("towers")
+    vae = AutoencoderKL.from_pretrained(vae_folder / "vae").eval().requires_grad_(False)
+    cache = cache_folder(cfg.cache, out)
+    pictures = latents(vae, cfg.pictures, cache)
+    ids = captions(cfg.pictures, CAPTIONS, cache)
+    empty = torch.tensor(tokenizer()("", padding="max_length").input_ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        text = CLIPTextModel.from_pretrained(towers_folder / "text_encoder", torch_dtype=torch.float32)
+        model = TextToImage(cfg, text, pictures.shape[1])
+    alphas = scheduler().alphas_cumprod
+
+    def loss(step: int) -> tuple[Tensor, Mapping[str, float]]:
+        generator = keyed(cfg.seed, step)
+        at = torch.randint(cfg.pictures, (cfg.batch,), generator=generator)
+        said = ids[at, torch.randint(CAPTIONS, (cfg.batch,), generator=generator)]
+        said[torch.rand(cfg.batch, generator=generator) < cfg.text_drop] = empty
+        clean = pictures[at].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        # one time a row, spread evenly over the batch: less noise in the loss
+        even = (torch.randperm(cfg.batch, generator=generator) + torch.rand(cfg.batch, generator=generator)) / cfg.batch
+        times = (even * len(alphas)).long().clamp(max=len(alphas) - 1)
+        signal = alphas[times, None, None, None]
+        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        velocity = signal.sqrt() * noise - (1 - signal).sqrt() * clean
+        found = model.unet(noisy, times, model.text(input_ids=said).last_hidden_state).sample
+        snr = (signal / (1 - signal)).flatten()
+        weight = snr.clamp(max=cfg.min_snr) / (snr + 1)
+        errors = (found - velocity).square().mean(dim=(1, 2, 3))
+        return (weight * errors).mean(), {"v": float(errors.detach().mean())}
+
+    steps = fit(model, loss, cfg, out)
+    folder = out / "unet"
+    model.half().eval()
+    model.unet.save_pretrained(folder / "unet")
+    model.text.save_pretrained(folder / "text_encoder")
+    vae.half().save_pretrained(folder / "vae")
+    tokenizer().save_pretrained(folder / "tokenizer")
+    scheduler().save_pretrained(folder / "scheduler")
+    card = {"method": "text_to_image", "tier": "lab", "topology": "stable-diffusion", "recipe": "unet", "seed": cfg.seed, "steps": steps}
+    (folder / "card.json").write_text(json.dumps({**card, "samples": steps * cfg.batch, "data": "drawn world"}, indent=2) + "\n")
