@@ -128,11 +128,22 @@ def _pass_on(convolution: nn.Module | None, small: float) -> None:
         convolution.weight[channel, channel, height // 2, width // 2] += 1
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def normalise(vae: Any, pictures: Tensor) -> None:
-    """Set scaling and shift so that the latents of `pictures` have mean 0 and deviation 1 over all channels."""
+    """Give the latents of `pictures` mean 0 over all channels, within the network, and set the scaling that gives them deviation 1.
+
+    A mean of zero and not a shift_factor: Stable Diffusion's pipelines know none.
+    """
     latents = torch.cat([vae.encode(to_unit(chunk)).latent_dist.mean for chunk in pictures.split(100)])
-    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5), shift_factor=round(float(latents.mean()), 5))
+    centre(vae, float(latents.mean()))
+    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+
+
+@torch.no_grad()
+def centre(vae: Any, mean: float) -> None:
+    """Move the latents by -mean, and let the decoder take that back."""
+    vae.quant_conv.bias[: vae.config["latent_channels"]] -= mean
+    vae.post_quant_conv.bias += mean * vae.post_quant_conv.weight.sum(dim=(1, 2, 3))
 
 
 @torch.inference_mode()

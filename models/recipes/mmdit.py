@@ -114,6 +114,11 @@ def train(cfg: Config, out: Path) -> None:
         return (found - (noise - clean)).square().mean(), {}
 
     steps = fit(model, loss, cfg, out)
+    export(model, vae, out, {"recipe": "mmdit", "seed": cfg.seed, "steps": steps, "samples": steps * cfg.batch, "data": "drawn world"})
+
+
+def export(model: TextToImage, vae: Any, out: Path, facts: Mapping[str, Any]) -> None:
+    """Write the lab folder out/mmdit in diffusers layout, fp16, with its card."""
     folder = out / "mmdit"
     model.half().eval()
     model.transformer.save_pretrained(folder / "transformer")
@@ -121,8 +126,8 @@ def train(cfg: Config, out: Path) -> None:
     vae.half().save_pretrained(folder / "vae")
     tokenizer().save_pretrained(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    card = {"method": "text_to_image", "tier": "lab", "topology": "flux", "recipe": "mmdit", "seed": cfg.seed, "steps": steps}
-    (folder / "card.json").write_text(json.dumps({**card, "samples": steps * cfg.batch, "data": "drawn world"}, indent=2) + "\n")
+    card = {"method": "text_to_image", "tier": "lab", "topology": "flux", **facts}
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
 def packed(latents_NCHW: Tensor) -> Tensor:

@@ -118,6 +118,11 @@ def train(cfg: Config, out: Path) -> None:
         return (weight * errors).mean(), {"v": float(errors.detach().mean())}
 
     steps = fit(model, loss, cfg, out)
+    export(model, vae, out, {"recipe": "unet", "seed": cfg.seed, "steps": steps, "samples": steps * cfg.batch, "data": "drawn world"})
+
+
+def export(model: TextToImage, vae: Any, out: Path, facts: Mapping[str, Any]) -> None:
+    """Write the lab folder out/unet in diffusers layout, fp16, with its card."""
     folder = out / "unet"
     model.half().eval()
     model.unet.save_pretrained(folder / "unet")
@@ -125,5 +130,5 @@ def train(cfg: Config, out: Path) -> None:
     vae.half().save_pretrained(folder / "vae")
     tokenizer().save_pretrained(folder / "tokenizer")
     scheduler().save_pretrained(folder / "scheduler")
-    card = {"method": "text_to_image", "tier": "lab", "topology": "stable-diffusion", "recipe": "unet", "seed": cfg.seed, "steps": steps}
-    (folder / "card.json").write_text(json.dumps({**card, "samples": steps * cfg.batch, "data": "drawn world"}, indent=2) + "\n")
+    card = {"method": "text_to_image", "tier": "lab", "topology": "stable-diffusion", **facts}
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
