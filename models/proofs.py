@@ -16,7 +16,10 @@ from torch import Tensor
 
 from models.checkpoints import UnreadableCheckpoint, read_tensors
 
-GOLDEN = {"instant_restore": "models.methods.instant_restore_golden:prove_golden"}
+GOLDEN = {
+    "instant_restore": "models.methods.instant_restore_golden:prove_golden",
+    "stable_flow": "models.methods.stable_flow_golden:prove_golden",
+}
 """Method -> module:function that takes a golden file and returns its comparisons."""
 
 CLAIMS: dict[str, str] = {"instant_restore": "models.lab.proof_instant_restore:prove"}

@@ -7,6 +7,7 @@ from typing import Any
 
 METHODS: dict[str, str] = {
     "instant_restore": "models.methods.instant_restore:InstantRestore",
+    "stable_flow": "models.methods.stable_flow:StableFlow",
 }
 """Method -> module:class."""
 

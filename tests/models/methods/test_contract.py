@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.methods import METHODS, method_class
-from tests.models.methods import tiny_instant_restore
+from tests.models.methods import tiny_instant_restore, tiny_stable_flow
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ SUBJECTS = {
         method=tiny_instant_restore.tiny_method,
         requests=lambda: [tiny_instant_restore.tiny_request(seed, seed, person=seed % 2) for seed in range(4)],
         values=lambda result: result.restored,
+        tolerance=1e-5,
+    ),
+    "stable_flow": Subject(
+        method=tiny_stable_flow.tiny_method,
+        requests=tiny_stable_flow.tiny_requests,
+        values=lambda result: result.edited,
         tolerance=1e-5,
     ),
 }

@@ -130,5 +130,5 @@ def test_a_file_that_was_cut_off_and_a_method_without_proof_are_named(other_size
         golden("instant_restore", file)
     with pytest.raises(GoldenFileError, match="There is no weight file"):
         golden("instant_restore", tmp_path / "absent.safetensors")
-    with pytest.raises(ValueError, match="no golden proof for 'stable_flw'; methods that have one: instant_restore"):
+    with pytest.raises(ValueError, match=r"no golden proof for 'stable_flw'; methods that have one: .*instant_restore"):
         golden("stable_flw", file)
