@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -65,6 +66,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UnreadableCheckpoint(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
     return content
+
+
+def save_network(network: Any, folder: Path) -> None:
+    """Write a diffusers or transformers network into `folder`: fp16 safetensors, and a configuration that names no path of this machine."""
+    network.half().save_pretrained(folder)
+    file = folder / "config.json"
+    config = {key: value for key, value in json.loads(file.read_text()).items() if key != "_name_or_path"}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -8,5 +8,6 @@ RECIPES: dict[str, str] = {
     "reader": "models.recipes.reader",
     "unet": "models.recipes.unet",
     "mmdit": "models.recipes.mmdit",
+    "vital_layers": "models.recipes.vital_layers",
 }
 """Name -> module."""

@@ -15,6 +15,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from models.checkpoints import save_network
 from models.lab.world import SIDE, UNSEEN
 from models.training.drawings import drawings, to_unit
 from models.training.loop import fit, keyed
@@ -63,9 +64,16 @@ def train(cfg: Config, out: Path) -> None:
     steps = fit(vae, loss, cfg, out)
     vae.eval().requires_grad_(False)
     normalise(vae, pictures[:2000])
-    card = {"recipe": "autoencoder", "seed": cfg.seed, "steps": steps, "data": "drawn world", "metrics": measure(vae, cfg, out)}
+    card = {
+        "summary": "pictures of the drawn world, 32 px, to 8 x 8 latents and back",
+        "recipe": "autoencoder",
+        "seed": cfg.seed,
+        "steps": steps,
+        "data": "drawn world",
+        "metrics": measure(vae, cfg, out),
+    }
     logger.info("measured %s", card["metrics"])
-    vae.half().save_pretrained(out / "autoencoder" / "vae")
+    save_network(vae, out / "autoencoder" / "vae")
     (out / "autoencoder" / "card.json").write_text(json.dumps({"method": "autoencoder", "tier": "lab", **card}, indent=2) + "\n")
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from models.catalog import lab_path
+from models.checkpoints import save_network
 from models.lab.captions import tokenizer
 from models.recipes.autoencoder import cache_folder
 from models.recipes.towers import CAPTIONS
@@ -120,13 +121,17 @@ def train(cfg: Config, out: Path) -> None:
 def export(model: TextToImage, vae: Any, out: Path, facts: Mapping[str, Any]) -> None:
     """Write the lab folder out/mmdit in diffusers layout, fp16, with its card."""
     folder = out / "mmdit"
-    model.half().eval()
-    model.transformer.save_pretrained(folder / "transformer")
-    model.text.save_pretrained(folder / "text_encoder")
-    vae.half().save_pretrained(folder / "vae")
+    for name, network in (("transformer", model.transformer), ("text_encoder", model.text), ("vae", vae)):
+        save_network(network, folder / name)
     tokenizer().save_pretrained(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    card = {"method": "text_to_image", "tier": "lab", "topology": "flux", **facts}
+    card = {
+        "summary": "text to image of the drawn world, 32 px, FLUX's topology",
+        "method": "text_to_image",
+        "tier": "lab",
+        "topology": "flux",
+        **facts,
+    }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 

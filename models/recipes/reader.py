@@ -70,7 +70,11 @@ def train(cfg: Config, out: Path) -> None:
     steps = fit(reader, loss, cfg, out)
     measured = measure(reader.eval(), cache_folder(cfg.cache, out))
     logger.info("measured %s", measured)
-    reader.save(out / "reader", {"recipe": "reader", "seed": cfg.seed, "steps": steps, "data": "drawn world", "metrics": measured})
+    summary = "judge: reads attributes of the drawn world in known boxes"
+    reader.save(
+        out / "reader",
+        {"summary": summary, "recipe": "reader", "seed": cfg.seed, "steps": steps, "data": "drawn world", "metrics": measured},
+    )
 
 
 def softened(images: Tensor, share: float, generator: torch.Generator) -> Tensor:

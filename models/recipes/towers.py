@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from models.checkpoints import save_network
 from models.lab.captions import MAX_TOKENS, tokenizer
 from models.lab.world import SIDE
 from models.recipes.autoencoder import cache_folder
@@ -117,10 +118,19 @@ def train(cfg: Config, out: Path) -> None:
     measured = measure(towers.eval(), pictures[-HELD_OUT:], ids[-HELD_OUT:, 0])
     logger.info("measured %s", measured)
     folder = out / "towers"
-    towers.half().text.save_pretrained(folder / "text_encoder")
-    towers.vision.save_pretrained(folder / "image_encoder")
+    save_network(towers.text, folder / "text_encoder")
+    save_network(towers.vision, folder / "image_encoder")
     tokenizer().save_pretrained(folder / "tokenizer")
-    card: dict[str, Any] = {"method": "towers", "tier": "lab", "recipe": "towers", "seed": cfg.seed, "steps": steps, "data": "drawn world"}
+    summary = "text and vision towers of the drawn world (CLIP)"
+    card: dict[str, Any] = {
+        "summary": summary,
+        "method": "towers",
+        "tier": "lab",
+        "recipe": "towers",
+        "seed": cfg.seed,
+        "steps": steps,
+        "data": "drawn world",
+    }
     (folder / "card.json").write_text(json.dumps({**card, "metrics": measured}, indent=2) + "\n")
 
 

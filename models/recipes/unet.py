@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from models.catalog import lab_path
+from models.checkpoints import save_network
 from models.lab.captions import tokenizer
 from models.recipes.autoencoder import cache_folder
 from models.recipes.towers import CAPTIONS
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 6_000  # optimizer steps; may be changed on resuming
+    steps: int = 4_400  # optimizer steps; may be changed on resuming
     minutes: float | None = None
     pictures: int = 48_000
     cache: str | None = None  # folder of drawn pictures and latents, to share between recipes; default: <out>/cache
@@ -124,11 +125,15 @@ def train(cfg: Config, out: Path) -> None:
 def export(model: TextToImage, vae: Any, out: Path, facts: Mapping[str, Any]) -> None:
     """Write the lab folder out/unet in diffusers layout, fp16, with its card."""
     folder = out / "unet"
-    model.half().eval()
-    model.unet.save_pretrained(folder / "unet")
-    model.text.save_pretrained(folder / "text_encoder")
-    vae.half().save_pretrained(folder / "vae")
+    for name, network in (("unet", model.unet), ("text_encoder", model.text), ("vae", vae)):
+        save_network(network, folder / name)
     tokenizer().save_pretrained(folder / "tokenizer")
     scheduler().save_pretrained(folder / "scheduler")
-    card = {"method": "text_to_image", "tier": "lab", "topology": "stable-diffusion", **facts}
+    card = {
+        "summary": "text to image of the drawn world, 32 px, Stable Diffusion's topology",
+        "method": "text_to_image",
+        "tier": "lab",
+        "topology": "stable-diffusion",
+        **facts,
+    }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
