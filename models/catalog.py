@@ -39,6 +39,14 @@ def read_card(folder: Path) -> Card:
         raise ModelNotFound(f"{file} is no model card ({error!r}); it needs at least method and tier.") from error
 
 
+def is_lab(folder: Path) -> bool:
+    """Whether a folder's card says that it holds a lab model."""
+    try:
+        return read_card(folder).tier == "lab"
+    except ModelNotFound:
+        return False
+
+
 def lab_models() -> list[Path]:
     """The folders of all models that came with calotype, by name."""
     return [file.parent for file in sorted(WEIGHTS.glob("*/card.json"))]

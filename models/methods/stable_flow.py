@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.attention import resolve_backend
 from models.bases import FlowBase
-from models.catalog import ModelNotFound, read_card
+from models.catalog import is_lab
 from models.methods.flow_layers import check_layers, layer_count
 from models.methods.flow_rows import Prompts, Row, TextTooLong, longest_text, token_count, velocity_field
 from models.methods.flow_schedule import denoise, invert, realigned, shift_of, sigmas
@@ -197,7 +197,7 @@ class StableFlow:
             file = Path(sources["vital_layers"]) if "vital_layers" in sources else None
             asked["vital_layers"] = find_vital_layers(folder, file)
         asked["vital_layers"] = tuple(asked["vital_layers"])
-        asked.setdefault("true_cfg", _is_lab(folder))
+        asked.setdefault("true_cfg", is_lab(folder))  # lab bases are trained with dropped texts and without an input for guidance
         decided = Settings(**asked).with_compat(compat)
         return cls(FlowBase.load(folder, device=device, dtype=dtype), decided, backend=backend)
 
@@ -365,11 +365,3 @@ def _groups(sources: Sequence[Source]) -> list[Group]:
         alike = groups.setdefault((source.height, source.width, source.image is not None), {})
         alike.setdefault(source.key, (source, []))[1].append(i)
     return [Group([source for source, _ in alike.values()], [edits for _, edits in alike.values()]) for alike in groups.values()]
-
-
-def _is_lab(folder: Path) -> bool:
-    """Lab bases are trained with dropped texts and without a guidance input: they are guided by unconditional rows."""
-    try:
-        return read_card(folder).tier == "lab"
-    except ModelNotFound:
-        return False

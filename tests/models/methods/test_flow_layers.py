@@ -95,7 +95,7 @@ def test_skipping_all_layers_leaves_the_streams_as_the_embedders_made_them() -> 
     streams: dict[str, Tensor] = {}
     hooks: list[Any] = [transformer.norm_out.register_forward_pre_hook(lambda _, args: streams.update(end=args[0].clone()))]
     for name in ("x_embedder", "context_embedder"):
-        module = transformer.get_submodule(name)
+        module: Any = transformer.get_submodule(name)
         hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: streams.update({name: out.clone()})))
     text: list[Tensor] = []
     with skipped_layers(transformer, (0, 1, 2)):
