@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from orchestration.cli_schedule import app as schedule_app
 from orchestration.terminal import ERROR, FAILED_ROWS, HELD, INTERRUPTED, OK, USAGE, AsJson, JobFile, Sets, err, out, progress
 
 _GOES_ON = "stopped; the same command goes on where it stopped"
@@ -21,6 +22,7 @@ _UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's ow
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 manifest_app = typer.Typer(no_args_is_help=True, help="Make a manifest: a folder, or lists to cross, becomes Parquet.")
 app.add_typer(manifest_app, name="manifest")
+app.add_typer(schedule_app, name="schedule")
 
 Folder = Annotated[str, typer.Argument(metavar="JOB", help="A job folder (path or s3://), as `run` prints it.")]
 Engine = Annotated[str | None, typer.Option("--engine", help="ray or inline.")]
@@ -32,6 +34,7 @@ def main() -> None:
     from orchestration.lease import LeaseHeld
     from orchestration.plan import ManifestRefused
     from orchestration.run import FingerprintMismatch
+    from orchestration.schedule.cron import ScheduleError
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -39,7 +42,7 @@ def main() -> None:
         if code == INTERRUPTED:
             err.print(_GOES_ON)
         sys.exit(code if isinstance(code, int) else OK)
-    except (JobFileError, ManifestRefused, FingerprintMismatch) as error:
+    except (JobFileError, ManifestRefused, FingerprintMismatch, ScheduleError) as error:
         err.print(str(error), markup=False)
         sys.exit(USAGE)
     except LeaseHeld as error:
@@ -279,6 +282,26 @@ def train(
     from orchestration.prove import train_recipe
 
     train_recipe(recipe, output, data, sets or [], out.print)
+    return OK
+
+
+@app.command()
+def world(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture file to write.")] = Path("world.png"),
+    rows: Annotated[int, typer.Option(min=1, max=64)] = 6,
+    columns: Annotated[int, typer.Option(min=1, max=64)] = 10,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first picture; the same number is always the same picture.")] = 0,
+    kind: Annotated[str | None, typer.Option(help="portrait or scene; either when left out.")] = None,
+) -> int:
+    """A contact sheet of the drawn world that the lab's models are trained on, and its captions."""
+    from models.lab.world_sheet import world_sheet
+
+    if kind not in (None, "portrait", "scene"):
+        raise _UsageError(f"--kind {kind}: choose portrait or scene")
+    captions = world_sheet(output, rows, columns, first, kind)
+    for number, caption in enumerate(captions, first):
+        out.print(f"{number}  {caption}", markup=False)
+    out.print(f"sheet     {output}", markup=False)
     return OK
 
 
