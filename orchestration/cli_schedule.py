@@ -18,6 +18,8 @@ from orchestration.terminal import OK, AsJson, JobFile, Sets, err, out, progress
 
 app = typer.Typer(no_args_is_help=True, help="Jobs that run by themselves, at times that you name.")
 
+_WIDE = 1000  # of a table; a path that is cut off leads nowhere
+
 Name = Annotated[str, typer.Argument(help="The schedule's name.")]
 StoreUrl = Annotated[
     str | None,
@@ -104,7 +106,7 @@ def list_schedules(store: StoreUrl = None, as_json: AsJson = False) -> int:
             "" if last is None else f"{iso(last.fire_time)} {_outcome(last)}",
             schedule.job,
         )
-    out.print(table)
+    out.print(table, width=_WIDE, crop=False)
     return OK
 
 
@@ -166,7 +168,7 @@ def history(
             "" if minutes is None else f"{minutes:.1f}",
             "deleted, only the newest are kept" if firing.retired else facts["review"] or firing.folder or firing.log or "",
         )
-    out.print(table)
+    out.print(table, width=_WIDE, crop=False)
     return OK
 
 
