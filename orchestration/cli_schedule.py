@@ -12,13 +12,10 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from orchestration.terminal import OK, AsJson, JobFile, Sets, err, out, progress
 
 app = typer.Typer(no_args_is_help=True, help="Jobs that run by themselves, at times that you name.")
-
-_WIDE = 1000  # of a table; a path that is cut off leads nowhere
 
 Name = Annotated[str, typer.Argument(help="The schedule's name.")]
 StoreUrl = Annotated[
@@ -95,18 +92,19 @@ def list_schedules(store: StoreUrl = None, as_json: AsJson = False) -> int:
     if as_json:
         out.print_json(json.dumps([_facts(schedule, now) for schedule in found]))
         return OK
-    table = Table("schedule", "cron", "timezone", "next", "last", "job file", box=None)
+    table = [["schedule", "cron", "timezone", "next", "last", "job file"]]
     for schedule in found:
         last = next(iter(opened.firings(schedule.name, limit=1)), None)
-        table.add_row(
+        row = [
             schedule.name,
             schedule.cron,
             schedule.timezone,
             _local(schedule, _next_times(schedule, now, 1)[0]),
             "" if last is None else f"{iso(last.fire_time)} {_outcome(last)}",
             schedule.job,
-        )
-    out.print(table, width=_WIDE, crop=False)
+        ]
+        table.append(row)
+    _print_columns(table)
     return OK
 
 
@@ -155,11 +153,11 @@ def history(
     if as_json:
         out.print_json(json.dumps([firing.describe() for firing in found]))
         return OK
-    table = Table("schedule", "fire time", "outcome", "ok", "failed", "minutes", "page or job", box=None)
+    table = [["schedule", "fire time", "outcome", "ok", "failed", "minutes", "page or job"]]
     for firing in found:
         facts = firing.describe()
         minutes = (firing.finished - firing.started) / 60 if firing.finished and firing.started else None
-        table.add_row(
+        row = [
             firing.schedule,
             facts["fire_time"],
             _outcome(firing),
@@ -167,9 +165,17 @@ def history(
             "" if firing.failed is None else str(firing.failed),
             "" if minutes is None else f"{minutes:.1f}",
             "deleted, only the newest are kept" if firing.retired else facts["review"] or firing.folder or firing.log or "",
-        )
-    out.print(table, width=_WIDE, crop=False)
+        ]
+        table.append(row)
+    _print_columns(table)
     return OK
+
+
+def _print_columns(table: list[list[str]]) -> None:
+    """Rows as lines, never cut off or broken to fit a screen: a path that is not whole leads nowhere."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        out.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), markup=False)
 
 
 def _store(url: str | None) -> Any:
