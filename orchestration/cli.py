@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from orchestration.cli_manifest import app as manifest_app
 from orchestration.cli_schedule import app as schedule_app
 from orchestration.terminal import ERROR, FAILED_ROWS, HELD, INTERRUPTED, OK, USAGE, AsJson, JobFile, Sets, err, out, progress
 
@@ -20,7 +21,6 @@ _GOES_ON = "stopped; the same command goes on where it stopped"
 _UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click, as its version has it
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-manifest_app = typer.Typer(no_args_is_help=True, help="Make a manifest: a folder, or lists to cross, becomes Parquet.")
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(schedule_app, name="schedule")
 
@@ -66,28 +66,6 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Full logs and 
     """calotype restores, personalizes, composes, edits and animates by the million rows, and can prove what it did to every row."""
     if debug:
         logging.getLogger().setLevel(logging.DEBUG)
-
-
-@manifest_app.command("restore")
-def manifest_restore(
-    photos: Annotated[str, typer.Argument(help="Folder of damaged photographs; sub-folder or file-name prefix = person.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The manifest to write (.parquet).")],
-    references: Annotated[str, typer.Option("--references", help="Folder of clean photographs, by person like PHOTOS.")],
-    faces: Annotated[bool, typer.Option("--faces", help="Find the faces in whole photographs (extra `faces`).")] = False,
-    as_json: AsJson = False,
-) -> int:
-    """Damaged photographs and clean references of the same people, as ordinary files, become a manifest."""
-    from pipelines import manifests
-
-    report = manifests.restore_manifest(photos, references, faces=faces)
-    manifests.write_manifest(report, output)
-    if as_json:
-        out.print_json(json.dumps({"manifest": str(output), "rows": report.table.num_rows, "skipped": [list(s) for s in report.skipped]}))
-        return OK
-    for path, why in report.skipped:
-        err.print(f"skipped {path}: {why}", markup=False)
-    out.print(f"{output}: {report.table.num_rows} rows, {len(report.skipped)} files skipped", markup=False)
-    return OK
 
 
 @app.command()

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 8_000  # optimizer steps; may be changed on resuming
+    steps: int = 7_000  # optimizer steps; may be changed on resuming
     minutes: float | None = None
     pictures: int = 48_000
     cache: str | None = None  # folder of drawn pictures and latents, to share between recipes; default: <out>/cache

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models.lab.captions import MAX_TOKENS, caption, of_thing, tokenizer, words
 from models.lab.scenes import COLOURS, PAIRS, PLACES, SHAPES, TRIPLES, Scene, Thing
 from models.lab.world import Portrait, attributes, draw, random_scene, subject
+from models.lab.world_sheet import world_sheet
 
 NUMBERS = range(40)
 
@@ -83,3 +87,13 @@ def test_every_caption_is_made_of_known_words_and_fits() -> None:
         assert len(ids) <= MAX_TOKENS
     assert tokens("a zebra").input_ids[2] == tokens.unk_token_id
     assert set(SHAPES) < set(words())
+
+
+def test_a_contact_sheet_shows_the_pictures_whose_captions_it_returns(tmp_path: Path) -> None:
+    told = world_sheet(tmp_path / "sheet.png", rows=2, columns=3, first=5, kind="scene")
+    assert told == [caption(subject(number, "scene")) for number in range(5, 11)]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width / sheet.height == pytest.approx(3 / 2)
+        corner = np.asarray(sheet.convert("RGB").resize((96, 64), Image.Resampling.BOX))[:32, :32].astype(int)
+    drawn = np.asarray(draw(subject(5, "scene"), 5).image).astype(int)
+    assert np.abs(corner - drawn).mean() < 12
