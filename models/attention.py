@@ -61,10 +61,10 @@ def attend(
     return _sdpa_per_row(q_BNHD, k_BMHD, v_BMHD, bias, q_lens, kv_lens)
 
 
-def attention_probabilities(q_BNHD: Tensor, k_BMHD: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) as BHNM, materialised: for losses and pictures of a few queries, not for inference."""
+def attention_probabilities(q_BNHD: Tensor, k_BMHD: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(Q K^T / sqrt(D) + bias) as BHNM, materialised: where somebody reads the probabilities, not for plain attention."""
     logits_BHNM = torch.einsum("bnhd,bmhd->bhnm", q_BNHD, k_BMHD) * q_BNHD.shape[-1] ** -0.5
-    return softmax(logits_BHNM, dim=-1)
+    return softmax(logits_BHNM if bias is None else logits_BHNM + bias, dim=-1)
 
 
 def resolve_backend(

@@ -18,6 +18,7 @@ from models.checkpoints import UnreadableCheckpoint, read_tensors
 
 GOLDEN = {
     "instant_restore": "models.methods.instant_restore_golden:prove_golden",
+    "bounded_attention": "models.methods.bounded_attention_golden:prove_golden",
     "stable_flow": "models.methods.stable_flow_golden:prove_golden",
 }
 """Method -> module:function that takes a golden file and returns its comparisons."""

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
@@ -46,7 +48,6 @@ class Step:
     unconditional: list[int]  # those among them that have guidance
     timesteps: Tensor
     latents: Tensor  # (A,...) of the active rows
-    model_input: Callable[[Tensor], Tensor]  # latents as the rows' schedulers scale them for the network
 
 
 BeforeStep: TypeAlias = Callable[[Step], Tensor]
@@ -58,6 +59,13 @@ Predict: TypeAlias = Callable[[Step, Tensor], Tensor]
 def noise(shape: Sequence[int], seed: int) -> Tensor:
     """Standard normal fp32 noise on the CPU from a generator of its own: the same on every device."""
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+
+
+def later_noise(shape: Sequence[int], seed: int) -> torch.Generator:
+    """The generator of `noise` after it was drawn: where schedulers that draw noise go on."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.randn(tuple(shape), generator=generator)
+    return generator
 
 
 @torch.inference_mode()
@@ -111,54 +119,86 @@ def denoise(
     conditional: Text,
     unconditional: Text,
     *,
-    latents: Tensor | None = None,
     before_step: BeforeStep | None = None,
 ) -> Tensor:
-    """Latents (B,C,h,w) of requests of one size, from noise of their seeds or from `latents` (B,C,h,w) of unit variance.
+    """Latents (B,C,h,w) of requests of one size, from noise of their seeds.
 
     `conditional` and `unconditional` are the rows' texts; `before_step` may change latents before each step.
     """
-    height, width = size_of(base, requests[0])
-    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-    if latents is None:
-        shape = (base.latent_channels, height // base.factor, width // base.factor)
-        latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    latents_BChw = latents.to(base.device, base.dtype)
+    latents_BChw = initial_noise(base, requests)
     if isinstance(base, UNetBase):
-        predict = unet_prediction(base, requests, conditional, unconditional)
-        cohorts = _cohorts(base.scheduler, requests, lambda scheduler, steps: scheduler.set_timesteps(steps, device=base.device))
-        return _denoise(cohorts, latents_BChw, predict, generators, requests, base_guides=True, before_step=before_step)
+        return denoise_by_unet(base.unet, base.scheduler, requests, conditional, unconditional, latents_BChw, before_step=before_step)
+    return denoise_by_flow(base.transformer, base.scheduler, requests, conditional, unconditional, latents_BChw, before_step=before_step)
+
+
+def initial_noise(base: UNetBase | FlowBase, requests: Sequence[Request]) -> Tensor:
+    """(B,C,h,w) standard normal latents, row i from requests[i].seed."""
+    height, width = size_of(base, requests[0])
+    shape = (base.latent_channels, height // base.factor, width // base.factor)
+    return torch.stack([noise(shape, request.seed) for request in requests]).to(base.device, base.dtype)
+
+
+def denoise_by_unet(
+    unet: UNet2DConditionModel,
+    scheduler: Any,
+    requests: Sequence[Request],
+    conditional: Text,
+    unconditional: Text,
+    latents_BChw: Tensor,
+    *,
+    before_step: BeforeStep | None = None,
+) -> Tensor:
+    """`denoise` from given noise, with any U-Net and diffusers scheduler; the scheduler itself stays as it is."""
+    cohorts = _cohorts(scheduler, requests, lambda own, steps: own.set_timesteps(steps, device=latents_BChw.device))
+    predict = unet_prediction(unet, requests, conditional, unconditional)
+    return _denoise(cohorts, latents_BChw, predict, requests, halves=True, before_step=before_step)
+
+
+def denoise_by_flow(
+    transformer: FluxTransformer2DModel,
+    scheduler: Any,
+    requests: Sequence[Request],
+    conditional: Text,
+    unconditional: Text,
+    latents_BChw: Tensor,
+    *,
+    before_step: BeforeStep | None = None,
+) -> Tensor:
+    """`denoise` from given noise, with any FLUX transformer and flow scheduler; `before_step` sees packed latents (A,N,D)."""
+    h, w = latents_BChw.shape[-2:]
     x_BND = pack(latents_BChw)
-    predict = flow_prediction(base, requests, conditional, unconditional, (height // base.factor, width // base.factor))
-    cohorts = _cohorts(base.scheduler, requests, lambda scheduler, steps: set_flow_timesteps(scheduler, steps, x_BND.shape[1], base.device))
-    guides = not base.transformer.config["guidance_embeds"]
-    x_BND = _denoise(cohorts, x_BND, predict, generators, requests, base_guides=guides, before_step=before_step)
-    return unpack(x_BND, height // base.factor, width // base.factor)
+    cohorts = _cohorts(scheduler, requests, lambda own, steps: set_flow_timesteps(own, steps, x_BND.shape[1], x_BND.device))
+    predict = flow_prediction(transformer, requests, conditional, unconditional, (h, w))
+    halves = not transformer.config["guidance_embeds"]
+    return unpack(_denoise(cohorts, x_BND, predict, requests, halves=halves, before_step=before_step), h, w)
 
 
-def unet_prediction(base: UNetBase, requests: Sequence[Request], conditional: Text, unconditional: Text) -> Predict:
+def unet_prediction(unet: UNet2DConditionModel, requests: Sequence[Request], conditional: Text, unconditional: Text) -> Predict:
     """eps = eps_u + s (eps_c - eps_u), with each row's own s; eps_c where a row has no guidance."""
 
     def predict(step: Step, inputs_AChw: Tensor) -> Tensor:
         batch, states, timesteps = _halves(step, inputs_AChw, conditional, unconditional)
-        prediction = base.unet(batch, timesteps, encoder_hidden_states=states.states, return_dict=False)[0]
+        prediction = unet(batch, timesteps, encoder_hidden_states=states.states, return_dict=False)[0]
         return _guided(step, prediction, requests)
 
     return predict
 
 
-def flow_prediction(base: FlowBase, requests: Sequence[Request], conditional: Text, unconditional: Text, cells: tuple[int, int]) -> Predict:
+def flow_prediction(
+    transformer: FluxTransformer2DModel, requests: Sequence[Request], conditional: Text, unconditional: Text, cells: tuple[int, int]
+) -> Predict:
     """Velocities of packed latents (A,N,D): guidance as the transformer's own input where it was distilled, else by an unconditional half."""
-    image_ids = positions(*cells).to(base.device, base.dtype)
-    text_ids = torch.zeros(conditional.states.shape[1], 3, device=base.device, dtype=base.dtype)
-    scales_B = torch.tensor([request.guidance_scale for request in requests], device=base.device)
-    distilled = bool(base.transformer.config["guidance_embeds"])
+    states = conditional.states
+    image_ids = positions(*cells).to(states.device, states.dtype)
+    text_ids = torch.zeros(states.shape[1], 3, device=states.device, dtype=states.dtype)
+    scales_B = torch.tensor([request.guidance_scale for request in requests], device=states.device)
+    distilled = bool(transformer.config["guidance_embeds"])
 
     def predict(step: Step, inputs_AND: Tensor) -> Tensor:
         batch, text, timesteps = _halves(step, inputs_AND, conditional, unconditional)
-        prediction = base.transformer(
+        prediction = transformer(
             hidden_states=batch,
-            timestep=timesteps.to(base.dtype) / 1000,
+            timestep=timesteps.to(states.dtype) / 1000,
             guidance=scales_B[step.rows] if distilled else None,
             pooled_projections=text.pooled,
             encoder_hidden_states=text.states,
@@ -230,13 +270,13 @@ def _denoise(
     cohorts: list[_Cohort],
     latents: Tensor,
     predict: Predict,
-    generators: Sequence[torch.Generator],
     requests: Sequence[Request],
     *,
-    base_guides: bool,
+    halves: bool,
     before_step: BeforeStep | None,
 ) -> Tensor:
     latents = latents.clone()
+    generators = [later_noise(latents.shape[1:], request.seed) for request in requests]
     for cohort in cohorts:
         latents[cohort.rows] *= float(getattr(cohort.scheduler, "init_noise_sigma", 1.0))
     for index in range(max(len(cohort.scheduler.timesteps) for cohort in cohorts)):
@@ -245,13 +285,12 @@ def _denoise(
         step = Step(
             index=index,
             rows=rows,
-            unconditional=[row for row in rows if base_guides and requests[row].guidance_scale > 1],
+            unconditional=[row for row in rows if halves and requests[row].guidance_scale > 1],
             timesteps=torch.cat([cohort.scheduler.timesteps[index].expand(len(cohort.rows)) for cohort in active]),
             latents=latents[rows],
-            model_input=lambda x, active=active, index=index: _scaled(active, index, x),
         )
         x = step.latents if before_step is None else before_step(step)
-        prediction = predict(step, step.model_input(x))
+        prediction = predict(step, _scaled(active, index, x))
         lens = [len(cohort.rows) for cohort in active]
         for cohort, x_own, predicted in zip(active, x.split(lens), prediction.split(lens), strict=True):
             timestep = cohort.scheduler.timesteps[index]

@@ -7,6 +7,7 @@ from typing import Any
 
 METHODS: dict[str, str] = {
     "instant_restore": "models.methods.instant_restore:InstantRestore",
+    "bounded_attention": "models.methods.bounded_attention:BoundedAttention",
     "stable_flow": "models.methods.stable_flow:StableFlow",
 }
 """Method -> module:class."""

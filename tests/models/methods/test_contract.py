@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.methods import METHODS, method_class
-from tests.models.methods import tiny_instant_restore, tiny_stable_flow
+from tests.models.methods import tiny_bounded_attention, tiny_instant_restore, tiny_stable_flow
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ SUBJECTS = {
         requests=lambda: [tiny_instant_restore.tiny_request(seed, seed, person=seed % 2) for seed in range(4)],
         values=lambda result: result.restored,
         tolerance=1e-5,
+    ),
+    "bounded_attention": Subject(
+        method=tiny_bounded_attention.tiny_method,
+        requests=tiny_bounded_attention.tiny_requests,
+        values=lambda result: result.image[:, :16],
+        tolerance=1e-4,
     ),
     "stable_flow": Subject(
         method=tiny_stable_flow.tiny_method,
