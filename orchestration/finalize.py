@@ -239,15 +239,18 @@ def _read_hashes(folder: JobFolder, name: str, void: set[tuple[str, str]]) -> np
 
 
 def _check_artifacts(folder: JobFolder, name: str, void: set[tuple[str, str]]) -> Iterator[str]:
+    """Pictures that rows name one by one (`image_uri`, `image_sha256`) or as a list (`image_uris`, `image_sha256s`)."""
     table = folder.read_table([name])
     assert table is not None
-    media = [c for c in table.column_names if c.endswith("_uri") and f"{c.removesuffix('_uri')}_sha256" in table.column_names]
-    for column in media:
-        digests = table[f"{column.removesuffix('_uri')}_sha256"].to_pylist()
+    for column in table.column_names:
+        digests = column.replace("_uri", "_sha256")
+        if not column.endswith(("_uri", "_uris")) or digests not in table.column_names:
+            continue
         entries = [
             {"path": uri, "sha256": digest}
-            for row_id, uri, digest in zip(table["row_id"].to_pylist(), table[column].to_pylist(), digests, strict=True)
-            if uri is not None and (name, row_id) not in void
+            for row_id, uris, sha256s in zip(*(table[c].to_pylist() for c in ("row_id", column, digests)), strict=True)
+            if uris is not None and (name, row_id) not in void
+            for uri, digest in zip(*([uris], [sha256s]) if isinstance(uris, str) else (uris, sha256s), strict=True)
         ]
         with ThreadPoolExecutor(8) as pool:
             for found in pool.map(lambda entry: list(_check_file(folder, entry)), entries):

@@ -35,6 +35,7 @@ class ModelSpec(Settings):
     base: str
     checkpoint: str | None = None
     vae: str | None = None
+    vital_layers: str | None = None  # stable_flow: what was measured for the base, where it does not lie in its folder
 
 
 class Resources(Settings):

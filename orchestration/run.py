@@ -91,8 +91,7 @@ def prepare(spec: JobSpec) -> Prepared:
         asked = kind.params.model_validate(spec.params)
     except ValidationError as error:
         raise JobFileError(explain(error, kind.params, "params")) from error
-    if spec.mode is not None:
-        raise JobFileError(f"mode: {spec.kind} has no modes; leave it out")
+    spec = spec.model_copy(update={"mode": _mode(spec, kind)})
     try:
         model = _model(spec, kind)
         params = kind.settle(asked, model)
@@ -153,6 +152,17 @@ def reopen(folder: JobFolder, record: Mapping[str, Any], *, strict: bool = True)
         raise FingerprintMismatch(f"{folder.uri} was made by another model or code ({'; '.join(changes)}); run it as a new job instead")
     context = replace(_context(spec, model), folder=folder.uri)
     return Prepared(spec, kind, params, context, plan.Source([], [], 0, 0, record["parts"]["manifest"]), record["parts"], folder)
+
+
+def _mode(spec: JobSpec, kind: Kind) -> str | None:
+    """The kind's variant that the job runs."""
+    if spec.mode is None:
+        return kind.modes[0] if kind.modes else None
+    if not kind.modes:
+        raise JobFileError(f"mode: {spec.kind} has no modes; leave it out")
+    if spec.mode not in kind.modes:
+        raise JobFileError(f"mode: {spec.kind} has no mode {spec.mode}; it has {', '.join(kind.modes)}")
+    return spec.mode
 
 
 def _model(spec: JobSpec, kind: Kind) -> Model:

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.catalog import ModelNotFound, lab_path, model_revision, read_card
+from pipelines.base_models import FLUX, STABLE_DIFFUSION, base_settings, base_topology, is_non_commercial
 from pipelines.pipeline import Accept, Model
 from workers import storage
 
-KIND_METHODS = {"restore": ("instant_restore",)}
+KIND_METHODS = {"restore": ("instant_restore",), "compose": ("bounded_attention",), "edit": ("stable_flow",)}
+BASES = {"bounded_attention": STABLE_DIFFUSION, "stable_flow": FLUX}
+"""Methods without weights of their own -> the topology of the base that each runs on."""
 UNLICENSED = ("instant_restore",)  # the authors' weights state no licence
+_SOURCES = {"instant_restore": {"base", "checkpoint", "vae"}, "bounded_attention": {"base"}, "stable_flow": {"base", "vital_layers"}}
 
 
 class LicenceNotAccepted(ValueError):
@@ -27,16 +31,31 @@ def resolve_model(kind: str, model: str | Mapping[str, str], accept: Accept) -> 
     method = model["method"].replace("-", "_")
     if method not in KIND_METHODS[kind]:
         raise ModelNotFound(f"model.method: {kind} runs {', '.join(KIND_METHODS[kind])}, not {model['method']}")
-    if model.get("checkpoint") is None:
+    if method not in BASES and model.get("checkpoint") is None:
         raise ModelNotFound("model.checkpoint is missing; it names the method's trained weights")
+    if unused := sorted(model.keys() - {"method"} - _SOURCES[method]):
+        raise ModelNotFound(f"model.{unused[0]}: {model['method']} takes {', '.join(sorted(_SOURCES[method]))}; leave it out")
     if method in UNLICENSED and not accept.unlicensed:
         raise LicenceNotAccepted(
             f"the published weights of {method} state no licence; set accept_unlicensed_weights: true if you may use them"
         )
     sources = {key: str(fetch(value)) for key, value in model.items() if key != "method"}
+    settings = _paper(method)
+    if method in BASES:
+        settings = {**_checked_base(method, Path(sources["base"]), accept), **settings}
     revisions = {key: _revision(Path(path)) for key, path in sources.items()}
     digest = hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
-    return Model(name=f"{method} ({model['base']})", method=method, tier="full", sources=sources, revision=digest, settings=_paper(method))
+    return Model(name=f"{method} ({model['base']})", method=method, tier="full", sources=sources, revision=digest, settings=settings)
+
+
+def _checked_base(method: str, folder: Path, accept: Accept) -> dict[str, object]:
+    """What the base's files say, if the method can run on it and its licence is accepted. Raises ModelNotFound, LicenceNotAccepted."""
+    topology = base_topology(folder)
+    if topology != BASES[method]:
+        raise ModelNotFound(f"model.base: {folder} is of the topology {topology}; {method} runs on {BASES[method]}")
+    if is_non_commercial(folder) and not accept.noncommercial:
+        raise LicenceNotAccepted(f"{folder} may be used for non-commercial purposes only; set accept_noncommercial: true if yours are")
+    return base_settings(folder)
 
 
 def fetch(uri: str) -> Path:
@@ -64,17 +83,24 @@ def fetch(uri: str) -> Path:
 def _lab(kind: str, name: str) -> Model:
     path = storage.local_path(name) if (Path(name) / "card.json").exists() else lab_path(name)
     card = read_card(path)
-    if card.method not in KIND_METHODS[kind]:
-        raise ModelNotFound(f"model: {name} is a model for {card.method}; {kind} runs {', '.join(KIND_METHODS[kind])}")
-    settings = {**_paper(card.method), "image_size": card.facts.get("image_size"), **card.facts.get("settings", {})}
+    methods = KIND_METHODS[kind]
+    fits = [m for m in methods if card.method == m or (card.method == "text_to_image" and card.facts.get("topology") == BASES.get(m))]
+    if not fits:
+        what = f"a text-to-image model of the topology {card.facts.get('topology')}" if card.method == "text_to_image" else card.method
+        needs = [f"{m} on a base of the topology {BASES[m]}" if m in BASES else m for m in methods]
+        raise ModelNotFound(f"model: {name} is a model for {what}; {kind} runs {', '.join(needs)}")
+    method = fits[0]
+    own = {"image_size": card.facts.get("image_size")} if method not in BASES else base_settings(path)
+    settings = {**_paper(method), **own, **card.facts.get("settings", {})}
     return Model(
-        name=card.name, method=card.method, tier=card.tier, sources={"folder": str(path)}, revision=model_revision(path), settings=settings
+        name=card.name, method=method, tier=card.tier, sources={"folder": str(path)}, revision=model_revision(path), settings=settings
     )
 
 
 def _paper(method: str) -> dict[str, object]:
     """What the paper sets where neither a job nor the model says anything; `adain` and `own_kv` are left to an authors' checkpoint."""
-    assert method == "instant_restore"
+    if method != "instant_restore":
+        return {}  # its kind has them as defaults of its parameters
     return {"timestep": 249, "max_references": 4, "reference_padding": "masked", "freeu": True, "noise": 1.0, "image_size": 512}
 
 

@@ -28,14 +28,18 @@ class Shown:
     """What the review page shows of a row.
 
     `before`, `after` and `references` name media columns without the `_uri` suffix: column X holds bytes, X_uri a path or URI, and for lists
-    X (list<binary>) or the singular's uris (`reference_images` / `reference_image_uris`). `group` names the column to filter by.
+    X (list<binary>) or the singular's uris (`reference_images` / `reference_image_uris`). `before` None: there is only the picture that was
+    made. `group` names the column to filter by, `text` columns to read under a picture, `layout` a list<struct<phrase, box>> of fractions of the
+    picture to draw over it.
     """
 
-    before: str
+    before: str | None
     after: str
     references: str | None = None
     scores: Sequence[Score] = ()
     group: str | None = None
+    text: Sequence[str] = ()
+    layout: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ class Kind:
     """A kind of job: its parameters, and how a pipeline is built from them.
 
     `resolve(model, accept)` finds the model that a job file names; `settle(params, model)` replaces every "auto" and every None that the model
-    decides, so that what ran is written down. Both raise ValueError with what to write instead.
+    decides, so that what ran is written down. Both raise ValueError with what to write instead. `modes`: the kind's variants, the first one
+    where a job file names none.
     """
 
     name: str
@@ -121,3 +126,4 @@ class Kind:
     build: Callable[[Any, Context], Pipeline]
     settle: Callable[[Any, Model], Any]
     template: str  # a commented job file
+    modes: Sequence[str] = ()

@@ -85,7 +85,9 @@ class Content:
             },
         }
 
-    def _source(self, row: Mapping[str, Any], name: str) -> Source | None:
+    def _source(self, row: Mapping[str, Any], name: str | None) -> Source | None:
+        if name is None:
+            return None
         data, uri = row.get(name), row.get(f"{name}_uri")
         if isinstance(data, bytes):
             return Source(data=data)
