@@ -96,16 +96,25 @@ def restore_manifest(photos: str, references: str, *, faces: bool = False) -> Ma
 
 def write_manifest(report: ManifestReport, output: object) -> None:
     """Write the rows as a Parquet file, whole or not at all. Raises NothingToRestore for no rows, ValueError for another extension."""
-    uri = str(output)
-    if not uri.endswith(".parquet"):
-        raise ValueError(f"{uri}: a manifest is a Parquet file; name it something.parquet")
+    _check_name(str(output))
     if not report.table.num_rows:
         lines = "".join(f"\n  {path}: {why}" for path, why in report.skipped[:10])
         raise NothingToRestore(f"no photograph has references of the same person; {len(report.skipped)} files were skipped:{lines}")
+    write_table(report.table, str(output))
+
+
+def write_table(table: pa.Table, uri: str) -> None:
+    """Write a manifest's rows as a Parquet file, whole or not at all. Raises ValueError for another extension."""
+    _check_name(uri)
     file = BytesIO()
-    pq.write_table(report.table, file, row_group_size=16_384)
+    pq.write_table(table, file, row_group_size=16_384)
     fs, path = filesystem(uri)
     write_atomic(fs, path, file.getvalue())
+
+
+def _check_name(uri: str) -> None:
+    if not uri.endswith(".parquet"):
+        raise ValueError(f"{uri}: a manifest is a Parquet file; name it something.parquet")
 
 
 def person_of(path: str, known: Mapping[str, object] | None = None) -> str:

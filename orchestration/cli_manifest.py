@@ -1,0 +1,128 @@
+"""`calotype manifest`: folders or lists become the rows of a job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestration.terminal import OK, AsJson, err, out
+
+app = typer.Typer(no_args_is_help=True, help="Make a manifest: a folder, or lists to cross, becomes Parquet.")
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="The manifest to write (.parquet).")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="N for 0 to N-1, or a list such as 7,9; else each row's from its id.")]
+Model = Annotated[
+    str | None, typer.Option("--vocabulary", help="Skip prompts with words that this model does not know: its folder, or lab/unet.")
+]
+
+
+@app.command("restore")
+def restore(
+    photos: Annotated[str, typer.Argument(help="Folder of damaged photographs; sub-folder or file-name prefix = person.")],
+    output: Output,
+    references: Annotated[str, typer.Option("--references", help="Folder of clean photographs, by person like PHOTOS.")],
+    faces: Annotated[bool, typer.Option("--faces", help="Find the faces in whole photographs (extra `faces`).")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Damaged photographs and clean references of the same people, as ordinary files, become a manifest."""
+    from pipelines import manifests
+
+    report = manifests.restore_manifest(photos, references, faces=faces)
+    manifests.write_manifest(report, output)
+    return _report(output, report.table.num_rows, report.skipped, "files", as_json)
+
+
+@app.command("compose")
+def compose(
+    output: Output,
+    subjects: Annotated[str, typer.Option("--subjects", help="List of subjects: phrase, noun, reference_image_uri.")],
+    prompts: Annotated[str, typer.Option("--prompts", help="List of prompts with {subject}, or {a} and {b}, where subjects go.")],
+    layouts: Annotated[str, typer.Option("--layouts", help="List of layouts: name, slot, x0, y0, x1, y1 as fractions.")],
+    seeds: Seeds = None,
+    join: Annotated[
+        str, typer.Option("--join", help="cross: all ordered choices of subjects; combinations: each once; draw: one a prompt.")
+    ] = "cross",
+    vocabulary: Model = None,
+    as_json: AsJson = False,
+) -> int:
+    """Subjects, prompts and layouts (CSV, JSON lines, Parquet) are crossed to a manifest. A row's id is made of its content."""
+    from orchestration.job import JobFileError
+    from pipelines import catalogs
+
+    if join not in ("cross", "combinations", "draw"):
+        raise JobFileError(f"--join {join}: choose cross, combinations or draw")
+    try:
+        catalog = catalogs.compose_manifest(subjects, prompts, layouts, seeds=parse_seeds(seeds), join=join, vocabulary=_words(vocabulary))
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
+    return _written(catalog, output, as_json)
+
+
+@app.command("edit")
+def edit(
+    output: Output,
+    sources: Annotated[str, typer.Option("--sources", help="List of sources: source_prompt, image_uri or source_seed, name.")],
+    edits: Annotated[str, typer.Option("--edits", help="List of edits: edit_prompt (with {source}), or replace and with.")],
+    seeds: Seeds = None,
+    vocabulary: Model = None,
+    as_json: AsJson = False,
+) -> int:
+    """Sources and edits (CSV, JSON lines, Parquet) are crossed to a manifest. A row's id is made of its content."""
+    from orchestration.job import JobFileError
+    from pipelines import catalogs
+
+    try:
+        catalog = catalogs.edit_manifest(sources, edits, seeds=parse_seeds(seeds), vocabulary=_words(vocabulary))
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
+    return _written(catalog, output, as_json)
+
+
+def parse_seeds(text: str | None) -> list[int | None]:
+    """`3` is 0, 1, 2; `7,9` is itself; None is one row a combination, with a seed from its id. Raises ValueError."""
+    if text is None:
+        return [None]
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
+        raise ValueError(f"--seeds {text}: write how many, such as 2, or which ones, such as 7,9")
+    return list(numbers) if "," in text else list(range(numbers[0]))
+
+
+def _words(model: str | None) -> Any:
+    if model is None:
+        return None
+    from models.catalog import lab_path
+    from pipelines.prompts import Vocabulary
+
+    return Vocabulary(Path(model) if Path(model).is_dir() else lab_path(model))
+
+
+def _written(catalog: Any, output: Path, as_json: bool) -> int:
+    from orchestration.job import JobFileError
+    from pipelines.manifests import write_table
+
+    if not catalog.table.num_rows:
+        lines = "".join(f"\n  {where}: {why}" for where, why in catalog.skipped[:10])
+        raise JobFileError(f"no row came out of these lists{':' if lines else ''}{lines}")
+    try:
+        write_table(catalog.table, str(output))
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
+    return _report(output, catalog.table.num_rows, catalog.skipped, "lines", as_json)
+
+
+def _report(output: Path, rows: int, skipped: Sequence[Sequence[str]], what: str, as_json: bool) -> int:
+    if as_json:
+        out.print_json(json.dumps({"manifest": str(output), "rows": rows, "skipped": [list(s) for s in skipped]}))
+        return OK
+    for where, why in skipped:
+        err.print(f"skipped {where}: {why}", markup=False)
+    out.print(f"{output}: {rows} rows, {len(skipped)} {what} skipped", markup=False)
+    return OK
