@@ -25,7 +25,7 @@ UNSEEN = 1_000_000  # pictures from this number on are never trained on
 HAIR = ("bald", "short", "curly", "long")
 HAIR_COLOURS = ("black", "brown", "blond", "red", "white")
 GLASSES = ("no glasses", "glasses", "sunglasses")
-BEARDS = ("no beard", "beard")
+BEARDS = ("shaven", "beard")  # not "no beard": beside "no glasses" a text tower has to keep in mind which of the two "no" belongs to
 EXPRESSIONS = ("serious", "smiling")
 PORTRAIT_BACKGROUNDS = ("gray", "black", "white", "pink", "teal")
 SHIRTS = tuple(COLOURS)
@@ -43,7 +43,7 @@ PORTRAIT_VALUES: dict[str, tuple[str, ...]] = {
 
 _DRAWN_HAIR = {"bald": "bald", "short": "cropped", "curly": "curly", "long": "long"}
 _DRAWN_GLASSES = {"no glasses": "none", "glasses": "square", "sunglasses": "sun"}
-_DRAWN_BEARD = {"no beard": "none", "beard": "full"}
+_DRAWN_BEARD = {"shaven": "none", "beard": "full"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ HELD_OUT = 1000  # the last pictures drawn are measured on
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 1_400  # optimizer steps; may be changed on resuming
+    steps: int = 1_800  # optimizer steps; may be changed on resuming
     minutes: float | None = None
     pictures: int = 48_000
     cache: str | None = None  # folder of drawn pictures, to share between recipes; default: <out>/cache

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 4_400  # optimizer steps; may be changed on resuming
+    steps: int = 5_400  # optimizer steps; may be changed on resuming
     minutes: float | None = None
     pictures: int = 48_000
     cache: str | None = None  # folder of drawn pictures and latents, to share between recipes; default: <out>/cache
