@@ -17,7 +17,7 @@ from orchestration.engines.assignment import Assignment
 from orchestration.folder import JobFolder
 from orchestration.job import JobSpec
 from orchestration.lease import Lease
-from orchestration.run import Prepared, prepare
+from orchestration.run import Prepared, find_reusable, prepare
 from workers import storage
 from workers.guard import Guarded, committed
 
@@ -30,6 +30,7 @@ class Report:
     """What a job would do. `missing`: named files that are not there, of those looked at; times are predictions from the measured rows."""
 
     rows: int
+    reused: int  # rows besides these that need not run again
     rejected_files: int
     looked_at: int
     missing: Sequence[str]
@@ -54,6 +55,7 @@ class Report:
         found = [
             f"job       {self.folder}",
             f"rows      {self.rows}" + (f" ({self.rejected_files} manifest files can't be read)" if self.rejected_files else ""),
+            *([f"reused    {self.reused} rows"] if self.reused else []),
             f"files     {len(self.missing)} of {self.looked_at} named files are missing"
             + (": " + ", ".join(self.missing[:5]) if self.missing else ""),
             f"measured  {self.measured_rows} rows: {self.row_ms:.1f} ms a row after {self.load_s:.1f} s of loading",
@@ -71,7 +73,7 @@ def check(spec: JobSpec, rows: int = 16) -> Report:
     job = prepare(spec)
     with tempfile.TemporaryDirectory(prefix="calotype-check-") as scratch:
         folder = JobFolder(storage.join(scratch, "check-000000000000"))
-        entry = plan.write(job.spec, job.pipeline, job.source, folder, 1)
+        entry = plan.write(job.spec, job.pipeline, job.source, folder, 1, find_reusable(job))
         looked_at, missing = _missing_files(job, folder)
         measured = _measure(job, scratch, rows)
     cores = os.cpu_count() or 1
@@ -87,6 +89,7 @@ def check(spec: JobSpec, rows: int = 16) -> Report:
     price = spec.resources.price_per_hour
     return Report(
         rows=entry["rows"],
+        reused=entry["reused"],
         rejected_files=entry["rejected"],
         looked_at=looked_at,
         missing=missing,

@@ -147,7 +147,11 @@ def verify(folder: Folder, as_json: AsJson = False) -> int:
             err.print(problem, markup=False)
     else:
         manifest = job.read_json("_manifest.json")
-        out.print(f"verified: {manifest['rows']} rows, {manifest['ok']} ok, {manifest['failed']} failed, nothing lost, nothing twice")
+        reused = sum(entry["rows"] for entry in manifest.get("reused", ()))
+        besides = f", {reused} reused besides" if reused else ""
+        out.print(
+            f"verified: {manifest['rows']} rows, {manifest['ok']} ok, {manifest['failed']} failed, nothing lost, nothing twice{besides}"
+        )
     return ERROR if problems else OK
 
 
@@ -318,6 +322,8 @@ def _report(summary: Any, as_json: bool) -> int:
     done = f"{summary.ok} ok, {summary.failed} failed of {summary.planned} rows"
     ran = f"{summary.executed} run now in {summary.seconds:.1f} s" if summary.executed else "nothing left to run"
     out.print(f"{done} ({ran})", markup=False)
+    if summary.reused:
+        out.print(f"reused    {summary.reused} rows of earlier jobs: {summary.folder}/plan/reused.parquet", markup=False)
     if summary.rejected:
         out.print(f"rejected  {summary.rejected} unreadable manifest files: {summary.folder}/plan/rejected.parquet", markup=False)
     out.print(f"job       {summary.folder}", markup=False)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from orchestration import fingerprint, ledger
 from orchestration.folder import JobFolder, block_name
+from orchestration.reuse import LIST, reused_rows
 from workers import ids, storage
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Tally:
     ok: int
     failed: int
     void: int = 0
+    reused: int = 0  # of earlier jobs; not among the planned ones
 
 
 @dataclass
@@ -87,7 +89,8 @@ def seal(folder: JobFolder) -> Tally:
             files = list(pool.map(lambda name: _describe(folder, name), rows.names))
             plan = list(pool.map(lambda name: _describe(folder, name), folder.files("plan", f"gen-{generation}")))
         generations.append({"generation": generation, "planned": len(planned), "files": files, "plan": plan})
-    tally = Tally(status.planned, *status.counts(), void=unlisted)
+    reused = [_describe(folder, LIST)] if folder.exists(LIST) else []
+    tally = Tally(status.planned, *status.counts(), void=unlisted, reused=sum(entry["rows"] for entry in reused))
     if void:
         log.warning("%s: %d rows had been committed by two drivers; the first copy of each counts", folder.name, unlisted)
     manifest = {
@@ -95,6 +98,7 @@ def seal(folder: JobFolder) -> Tally:
         "rows": tally.planned,
         "ok": tally.ok,
         "failed": tally.failed,
+        "reused": reused,
         "generations": generations,
         "void": void,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -207,11 +211,25 @@ def verify(folder: JobFolder) -> list[str]:
         for entry in generation["files"]:
             if "/status=ok/" in entry["path"]:
                 problems += list(_check_artifacts(folder, entry["path"], void))
-    problems += [p for entry in _photographs(folder) for p in _check_file(folder, entry)]
+    problems += [p for entry in (*_photographs(folder), *manifest.get("reused", ())) for p in _check_file(folder, entry)]
+    problems += _check_reused(folder)
     ok, failed_rows = status.counts()
     if not problems and (ok, failed_rows, status.planned) != (manifest["ok"], manifest["failed"], manifest["rows"]):
         problems.append(f"_manifest.json counts {manifest['ok']} ok and {manifest['failed']} failed; the data holds {ok} and {failed_rows}")
     return problems
+
+
+def _check_reused(folder: JobFolder) -> Iterator[str]:
+    """Reused rows must be ok where they are said to lie."""
+    for uri, row_ids in reused_rows(folder).items():
+        other = JobFolder(uri)
+        if not other.finished:
+            yield f"the results of {len(row_ids)} reused rows are gone: {uri} is no finished job"
+            continue
+        status = other.results([])
+        ok = {row_id for row_id, s in zip(status["row_id"].to_pylist(), status["status"].to_pylist(), strict=True) if s == "ok"}
+        if missing := set(row_ids) - ok:
+            yield f"{len(missing)} reused rows, such as {min(missing)}, are not ok in {uri}"
 
 
 def _photographs(folder: JobFolder) -> list[dict[str, Any]]:

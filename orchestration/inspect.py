@@ -37,6 +37,7 @@ def describe(folder: JobFolder) -> dict[str, Any]:
         "done": manifest["rows"] if manifest else progress.get("done", 0),
         "ok": manifest["ok"] if manifest else progress.get("ok", 0),
         "failed": manifest["failed"] if manifest else progress.get("failed", 0),
+        "reused": record["plans"][0].get("reused", 0) if record else 0,
         "rows_per_s": progress.get("rows_per_s"),
         "engine": progress.get("engine"),
         "driver": f"process {lease['pid']} on {lease['host']}" if lease else None,

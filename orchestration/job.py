@@ -71,7 +71,7 @@ class JobSpec(Settings):
     where: dict[str, Any] = {}  # column: value or list of values
     limit: int | None = Field(default=None, ge=1)
     sample: float | None = Field(default=None, gt=0, le=1)  # share of the rows, drawn by a hash of row_id
-    reuse: str | None = None
+    reuse: str | None = None  # a job folder, or last: leave out rows that are ok there
     schedule: str | None = None  # that started it; `calotype schedule` fills it in
     media: Literal["files", "columns"] = "files"
     on_bad_source: Literal["fail", "skip"] = "fail"
@@ -88,10 +88,8 @@ class JobSpec(Settings):
 
     @field_validator("reuse")
     @classmethod
-    def _not_yet(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("reuse comes with the catalog kinds; leave it out")
-        return value
+    def _absolute_unless_last(cls, value: str | None) -> str | None:
+        return value if value in (None, "last") else cls._absolute(value)
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), **more: Any) -> JobSpec:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from orchestration.folder import JobFolder
 from orchestration.job import JobSpec
+from orchestration.reuse import LIST, Reusable
 from pipelines.pipeline import Pipeline
 from workers import ids, storage
 
@@ -97,23 +98,28 @@ def _files(manifest: str) -> list[str]:
     return found if scheme == "file" else [f"{scheme}://{name}" for name in found]
 
 
-def write(spec: JobSpec, pipeline: Pipeline, source: Source, folder: JobFolder, replicas: int) -> dict[str, Any]:
-    """Write generation 0's plan. Returns what job.json keeps of it: rows, block_rows, parts, rejected.
+def write(
+    spec: JobSpec, pipeline: Pipeline, source: Source, folder: JobFolder, replicas: int, reusable: Reusable | None = None
+) -> dict[str, Any]:
+    """Write generation 0's plan. Returns what job.json keeps of it: rows, block_rows, parts, rejected, reused.
 
-    Raises ManifestRefused for null, duplicate or over-long ids (listed), and for a plan without rows.
+    Rows that `reusable` holds are left out, and listed in plan/reused.parquet. Raises ManifestRefused for null, duplicate or over-long ids
+    (listed), and where there is no row at all.
     """
-    _clear(folder, "plan/gen-0")
+    _clear(folder, "plan")
     with tempfile.TemporaryDirectory(prefix="calotype-plan-") as spool:
-        spools = _spread(spec, pipeline, source, Path(spool))
+        spools, reused = _spread(spec, pipeline, source, Path(spool), reusable)
         rows = sum(pq.read_metadata(s).num_rows for s in spools)
-        if rows == 0:
+        if rows == 0 and not len(reused):
             raise ManifestRefused(f"{spec.manifest} holds no row to run (rows in the files: {source.rows}; see where, limit, sample)")
         block_rows = choose_block_rows(rows, replicas, spec.resources.block_rows, source.bytes / max(source.rows, 1))
         parts = _write_parts(folder, 0, (_sorted(pq.read_table(s), pipeline.sort_by) for s in spools), rows, block_rows)
     if source.rejected:
         table = pa.table({"file": [f for f, _ in source.rejected], "reason": [r for _, r in source.rejected]})
         _write_parquet(folder, "plan/rejected.parquet", table)
-    return {"rows": rows, "block_rows": block_rows, "files": parts, "rejected": len(source.rejected)}
+    if len(reused):
+        _write_parquet(folder, LIST, reused)
+    return {"rows": rows, "block_rows": block_rows, "files": parts, "rejected": len(source.rejected), "reused": len(reused)}
 
 
 def write_retry(folder: JobFolder, job: Mapping[str, Any], error_type: str | None) -> dict[str, Any]:
@@ -173,11 +179,13 @@ def _castable(have: pa.DataType, want: pa.DataType) -> bool:
     return True
 
 
-def _spread(spec: JobSpec, pipeline: Pipeline, source: Source, spool: Path) -> list[Path]:
+def _spread(spec: JobSpec, pipeline: Pipeline, source: Source, spool: Path, reusable: Reusable | None) -> tuple[list[Path], pa.Table]:
+    """Spool files of the rows to run, and the list of those that need not: row_id, folder."""
     buckets = max(1, math.ceil(source.bytes / _SPOOL_BYTES), math.ceil(source.rows / 100_000))
     schema = _plan_schema(source, pipeline)
     writers = [pq.ParquetWriter(spool / f"{i:05}.parquet", schema) for i in range(buckets)]
     seen, nulls, long, taken = list[np.ndarray](), 0, list[str](), 0
+    reused = [pa.table({"row_id": pa.array([], pa.string()), "folder": pa.array([], pa.string())})]
     try:
         for table in _batches(source, schema):
             nulls += table["row_id"].null_count
@@ -189,6 +197,11 @@ def _spread(spec: JobSpec, pipeline: Pipeline, source: Source, spool: Path) -> l
                 table = table.slice(0, max(0, spec.limit - taken))
             taken += len(table)
             seen.append(ids.hashes(table["row_id"]))
+            if reusable is not None:
+                place = reusable.places(table)
+                there = [reusable.folders[i] for i in place[place >= 0]]
+                reused.append(pa.table({"row_id": table["row_id"].filter(pa.array(place >= 0)), "folder": pa.array(there, pa.string())}))
+                table = table.filter(pa.array(place < 0))
             bucket = _bucket(table, pipeline.sort_by, buckets)
             for i in np.unique(bucket):
                 writers[int(i)].write_table(table.filter(pa.array(bucket == i)))
@@ -201,14 +214,14 @@ def _spread(spec: JobSpec, pipeline: Pipeline, source: Source, spool: Path) -> l
         raise ManifestRefused(f"{spec.manifest}: {len(long)} row ids are too long for a file name, such as {long[0][:80]}…; shorten them")
     double = ids.repeated(np.concatenate(seen)) if seen else np.array([], np.uint64)
     if len(double):
-        raise ManifestRefused(_name_duplicates(spec.manifest, [spool / f"{i:05}.parquet" for i in range(buckets)], double))
-    return [spool / f"{i:05}.parquet" for i in range(buckets)]
+        listed = [spool / f"{i:05}.parquet" for i in range(buckets)]
+        raise ManifestRefused(_name_duplicates(spec.manifest, listed, double, pa.concat_tables(reused)["row_id"].to_pylist()))
+    return [spool / f"{i:05}.parquet" for i in range(buckets)], pa.concat_tables(reused).combine_chunks()
 
 
-def _name_duplicates(manifest: str, spools: Sequence[Path], double: np.ndarray) -> str:
+def _name_duplicates(manifest: str, spools: Sequence[Path], double: np.ndarray, reused: Sequence[str]) -> str:
     names: dict[str, int] = {}
-    for path in spools:
-        column = pq.read_table(path, columns=["row_id"])["row_id"].to_pylist()
+    for column in (*(pq.read_table(path, columns=["row_id"])["row_id"].to_pylist() for path in spools), reused):
         for row_id, hashed in zip(column, ids.hashes(column), strict=True):
             if len(double) and hashed in double:
                 names[row_id] = names.get(row_id, 0) + 1
@@ -297,7 +310,7 @@ def _sorted(table: pa.Table, sort_by: Sequence[str]) -> pa.Table:
 def _write_parts(folder: JobFolder, generation: int, tables: Iterator[pa.Table], rows: int, block_rows: int) -> list[str]:
     blocks_a_part = max(1, min(math.ceil(math.ceil(rows / block_rows) / 8), max(1, 65_536 // block_rows)))
     part_rows = blocks_a_part * block_rows
-    parts, waiting = list[str](), list[pa.Table]()
+    parts, waiting, schema = list[str](), list[pa.Table](), None
 
     def flush(final: bool) -> None:
         nonlocal waiting
@@ -311,9 +324,14 @@ def _write_parts(folder: JobFolder, generation: int, tables: Iterator[pa.Table],
     for table in tables:
         if len(table):
             waiting.append(table)
+        schema = table.schema
         if sum(map(len, waiting)) >= part_rows:
             flush(final=False)
     flush(final=True)
+    if not parts:  # all rows are reused: the generation is there, and empty
+        assert schema is not None
+        parts.append(f"plan/gen-{generation}/part-00000.parquet")
+        _write_parquet(folder, parts[0], schema.empty_table())
     return parts
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestration import finalize, fingerprint, ledger, plan
+from orchestration import finalize, fingerprint, ledger, plan, reuse
 from orchestration.engines import inline
 from orchestration.engines import ray as ray_engine
 from orchestration.engines.assignment import Assignment
@@ -44,7 +44,7 @@ class Stalled(JobStopped):
 
 @dataclass(frozen=True)
 class Summary:
-    """How a job ended. `executed`: rows this call ran; `rejected`: manifest files left out."""
+    """How a job ended. `executed`: rows this call ran; `rejected`: manifest files left out; `reused`: rows of earlier jobs, not planned here."""
 
     folder: str
     planned: int
@@ -58,6 +58,7 @@ class Summary:
     first_block_s: float | None
     review: str | None
     tracking: str | None
+    reused: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -209,7 +210,8 @@ def _refuse_other_unfinished(job: Prepared) -> None:
 
 
 def _begin(job: Prepared) -> dict[str, Any]:
-    entry = plan.write(job.spec, job.pipeline, job.source, job.folder, replicas_hint(job.spec))
+    reusable = find_reusable(job)
+    entry = plan.write(job.spec, job.pipeline, job.source, job.folder, replicas_hint(job.spec), reusable)
     record = {
         "format": 1,
         "spec": job.spec.model_dump(mode="json"),
@@ -219,8 +221,21 @@ def _begin(job: Prepared) -> dict[str, Any]:
         "plans": [entry],
         "attempts": [],
     }
+    if reusable is not None:
+        record["reuse"] = {"source": reusable.source, "differs": list(reusable.differs)}
+        if reusable.differs:
+            log.warning("no row of %s is reused: %s", reusable.source, "; ".join(reusable.differs))
     job.folder.write_json("job.json", record)
     return record
+
+
+def find_reusable(job: Prepared) -> reuse.Reusable | None:
+    """What the job may reuse. Raises JobFileError where that can't be: a job that makes something of all its rows needs all of them."""
+    if job.spec.reuse is not None and job.pipeline.finish is not None:
+        raise JobFileError(
+            "reuse: this job puts rows together once all have ended (such as paste_back), so it has to run them; leave it out"
+        )
+    return reuse.find(job.spec, job.parts, job.pipeline.rows.names, job.folder)
 
 
 def replicas_hint(spec: JobSpec) -> int:
@@ -281,6 +296,7 @@ def _drive(job: Prepared, record: dict[str, Any], lease: Lease, on_progress: Cal
         failed=tally.failed,
         executed=point.done - before.done,
         rejected=record["plans"][0]["rejected"],
+        reused=record["plans"][0].get("reused", 0),
         generation=generation,
         seconds=time.time() - started,
         rows_per_s=point.rows_per_s,
@@ -407,6 +423,7 @@ def _finished_summary(folder: JobFolder) -> Summary:
         failed=manifest["failed"],
         executed=0,
         rejected=record["plans"][0]["rejected"],
+        reused=record["plans"][0].get("reused", 0),
         generation=len(record["plans"]) - 1,
         seconds=0.0,
         rows_per_s=float(progress.get("rows_per_s", 0.0)),
