@@ -211,7 +211,7 @@ def _local(schedule: Any, time_: float) -> str:
 
 def _outcome(firing: Any) -> str:
     if firing.state != "finished":
-        return f"running, {firing.tries} tries failed" if firing.state == "running" and firing.tries else firing.state
+        return f"running, stopped before: {firing.tries}" if firing.state == "running" and firing.tries else firing.state
     hook = "" if firing.hook in (None, "due", "done") else f"; hook: {firing.hook}"
     return f"{firing.exit_code}: {firing.describe()['meaning']}{hook}"
 

@@ -40,7 +40,8 @@ def check(schedule: Schedule) -> None:
 
 def call(schedule: Schedule, firing: Firing) -> str | None:
     """Run a schedule's hooks for a firing, with JSON that describes it. Returns what went wrong, None if nothing did."""
-    fact = json.dumps({**firing.describe(), "job_file": schedule.job, "cron": schedule.cron, "timezone": schedule.timezone}).encode()
+    said = {k: v for k, v in firing.describe().items() if k not in ("hook", "retired")}
+    fact = json.dumps({**said, "job_file": schedule.job, "cron": schedule.cron, "timezone": schedule.timezone}).encode()
     problems = []
     if schedule.on_failure is not None:
         problems.append(_command(schedule.on_failure, schedule.directory, fact))
