@@ -23,7 +23,10 @@ GOLDEN = {
 }
 """Method -> module:function that takes a golden file and returns its comparisons."""
 
-CLAIMS: dict[str, str] = {"instant_restore": "models.lab.proof_instant_restore:prove"}
+CLAIMS: dict[str, str] = {
+    "instant_restore": "models.lab.proof_instant_restore:prove",
+    "stable_flow": "models.lab.proof_stable_flow:prove",
+}
 """Method -> module:function that takes (output folder, data folder or None, say) and returns whether every gate of its lab proof holds."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,16 +63,9 @@ def train(cfg: Config, out: Path) -> None:
     prompts = read_prompts(cfg, lab)
     features = PatchFeatures.load(_similarity_folder(cfg, lab))
     base = FlowBase.load(folder)
-    scale = guidance(cfg, base, lab)
     state = load_checkpoint(out / PROGRESS, cfg, may_differ=("batch", "n_vital", "vitality_threshold"))
-    scores: list[float] = state["scores"] if state is not None else []
-    plain = pictures(base, cfg, prompts, scale)
-    for layer in range(len(scores), layer_count(base.transformer)):
-        with skipped_layers(base.transformer, (layer,)):
-            without = pictures(base, cfg, prompts, scale)
-        scores.append(vitality(features, plain, without).mean().item())
-        save_checkpoint(out / PROGRESS, {"scores": scores}, cfg)
-        logger.info("layer=%d vitality=%.4f", layer, scores[-1])
+    done: list[float] = state["scores"] if state is not None else []
+    scores = layer_scores(base, cfg, prompts, features, lab=lab, done=done, keep=lambda so_far: _keep(out, cfg, so_far))
     measured = VitalLayers(
         base=folder.name,
         base_hash=transformer_hash(folder),
@@ -84,6 +77,33 @@ def train(cfg: Config, out: Path) -> None:
     measured.write(out / FILE)
     (out / PROGRESS).unlink()
     logger.info("chosen=%s", measured.chosen)
+
+
+def layer_scores(
+    base: FlowBase,
+    cfg: Config,
+    prompts: Sequence[str],
+    features: PatchFeatures,
+    *,
+    lab: bool,
+    done: Sequence[float] = (),
+    keep: Callable[[list[float]], None] | None = None,
+) -> list[float]:
+    """The vitality of every layer; those of the first layers may be known (`done`). `keep` is called after each layer with all so far."""
+    scale, scores = guidance(cfg, base, lab), list(done)
+    plain = pictures(base, cfg, prompts, scale)
+    for layer in range(len(scores), layer_count(base.transformer)):
+        with skipped_layers(base.transformer, (layer,)):
+            without = pictures(base, cfg, prompts, scale)
+        scores.append(vitality(features, plain, without).mean().item())
+        logger.info("layer=%d vitality=%.4f", layer, scores[-1])
+        if keep is not None:
+            keep(scores)
+    return scores
+
+
+def _keep(out: Path, cfg: Config, scores: list[float]) -> None:
+    save_checkpoint(out / PROGRESS, {"scores": scores}, cfg)
 
 
 def guidance(cfg: Config, base: FlowBase, lab: bool) -> float:
