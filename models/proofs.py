@@ -25,6 +25,7 @@ GOLDEN = {
 
 CLAIMS: dict[str, str] = {
     "instant_restore": "models.lab.proof_instant_restore:prove",
+    "bounded_attention": "models.lab.proof_bounded_attention:prove",
     "stable_flow": "models.lab.proof_stable_flow:prove",
 }
 """Method -> module:function that takes (output folder, data folder or None, say) and returns whether every gate of its lab proof holds."""
