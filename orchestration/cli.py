@@ -187,11 +187,17 @@ def list_jobs(output: Annotated[str, typer.Argument(help="The folder that jobs w
 
 
 @app.command()
-def review(folder: Folder) -> int:
+def review(
+    folder: Folder,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Another job's folder, or last: its pictures beside these, row by row.")
+    ] = None,
+) -> int:
     """Write the review page of a job and print where it is."""
     from orchestration.inspect import write_review_again
 
-    out.print(write_review_again(_folder(folder)), markup=False)
+    other = against if against in (None, "last") else _folder(against).uri
+    out.print(write_review_again(_folder(folder), other), markup=False)
     return OK
 
 

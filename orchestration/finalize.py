@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestration import fingerprint, ledger
-from orchestration.folder import JobFolder, block_name
-from orchestration.reuse import LIST, reused_rows
+from orchestration.folder import REUSED, JobFolder, block_name
 from workers import ids, storage
 
 log = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ def seal(folder: JobFolder) -> Tally:
             files = list(pool.map(lambda name: _describe(folder, name), rows.names))
             plan = list(pool.map(lambda name: _describe(folder, name), folder.files("plan", f"gen-{generation}")))
         generations.append({"generation": generation, "planned": len(planned), "files": files, "plan": plan})
-    reused = [_describe(folder, LIST)] if folder.exists(LIST) else []
+    reused = [_describe(folder, REUSED)] if folder.exists(REUSED) else []
     tally = Tally(status.planned, *status.counts(), void=unlisted, reused=sum(entry["rows"] for entry in reused))
     if void:
         log.warning("%s: %d rows had been committed by two drivers; the first copy of each counts", folder.name, unlisted)
@@ -221,7 +220,7 @@ def verify(folder: JobFolder) -> list[str]:
 
 def _check_reused(folder: JobFolder) -> Iterator[str]:
     """Reused rows must be ok where they are said to lie."""
-    for uri, row_ids in reused_rows(folder).items():
+    for uri, row_ids in folder.reused().items():
         other = JobFolder(uri)
         if not other.finished:
             yield f"the results of {len(row_ids)} reused rows are gone: {uri} is no finished job"

@@ -14,6 +14,8 @@ from fsspec import AbstractFileSystem
 
 from workers import storage
 
+REUSED = "plan/reused.parquet"  # row_id, and the folder of the job that holds the row's result
+
 
 def block_name(name: str) -> str:
     """The block that a ledger file (`<block>.parquet`) or a data file (`<block>-<part>.parquet`) belongs to."""
@@ -123,6 +125,14 @@ class JobFolder:
     def ledger_files(self, generation: int) -> list[str]:
         """Committed ledger files of a generation (never the .pending ones)."""
         return [n for n in self.files("ledger", f"gen-{generation}") if not n.endswith(".pending.parquet")]
+
+    def reused(self) -> dict[str, list[str]]:
+        """The ids of the rows that this job takes from earlier ones, by the URI of the folder that holds their results."""
+        table = self.read_table([REUSED]) if self.exists(REUSED) else None
+        found: dict[str, list[str]] = {}
+        for row in table.to_pylist() if table is not None else ():
+            found.setdefault(row["folder"], []).append(row["row_id"])
+        return found
 
     def results(self, columns: Sequence[str] | None = None) -> pa.Table:
         """One row a planned row that has ended: its last generation's outputs with `status` and `generation`.

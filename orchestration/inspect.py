@@ -15,7 +15,9 @@ import psutil
 
 from models.catalog import lab_models, read_card
 from orchestration.folder import JobFolder
+from orchestration.job import JobFileError
 from orchestration.lease import judge, process_alive
+from orchestration.reuse import last
 from orchestration.review.page import write_review
 from orchestration.run import reopen
 
@@ -45,10 +47,16 @@ def describe(folder: JobFolder) -> dict[str, Any]:
     return facts
 
 
-def write_review_again(folder: JobFolder) -> str:
-    """Write a job's review page, finished or not; returns where it is."""
+def write_review_again(folder: JobFolder, against: str | None = None) -> str:
+    """Write a job's review page, finished or not; returns where it is.
+
+    `against`: another job's folder, or `last`, the newest finished one of its name before it. Raises JobFileError where there is none.
+    """
     job = reopen(folder, folder.read_json("job.json"), strict=False)
-    return write_review(folder, job.pipeline.shown, reader=job.context.reader)
+    other = None if against is None else last(job.spec, folder, before=folder) if against == "last" else JobFolder(against)
+    if against is not None and (other is None or not other.finished):
+        raise JobFileError(f"--against {against}: there is no finished job to compare {folder.name} with")
+    return write_review(folder, job.pipeline.shown, reader=job.context.reader, against=other)
 
 
 def known_models() -> list[dict[str, str]]:

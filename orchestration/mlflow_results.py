@@ -121,12 +121,14 @@ class Results:
     def description(self, review: str) -> str:
         """What the run's page says on top, in Markdown."""
         planned, failed = rows.planned(self.folder), int(self.ended.failed.sum())
-        sentence, _ = summary.verdict(planned, len(self.ended.failed) - failed, failed, finished=True)
+        reused = sum(len(row_ids) for row_ids in self.folder.reused().values())
+        sentence, _ = summary.verdict(planned, len(self.ended.failed) - failed, failed, finished=True, reused=reused)
         lines = [f"**{sentence}**", ""]
         lines += [
             f"- {summary.plural(g.count, 'row')} failed with `{g.error_type}` in `{g.stage}`: {summary.what_to_do(g.error_type)}"
             for g in self.ended.failures[:5]
         ]
+        lines += [f"- {summary.plural(reused, 'row')} reused from earlier jobs"] if reused else []
         lines += [f"- Pictures: `{CONTACT_SHEET}` under Artifacts"] if failed < planned else []
         lines += [f"- Review page: `{review}`"] if review else []
         lines += [f"- Job folder: `{self.folder.uri}`", f"- Check it: `calotype verify {shlex.quote(self.folder.uri)}`"]

@@ -121,6 +121,7 @@ class MlflowRun:
         self._log_tags(client, {**ran, **ended})
         client.set_tag(self.run_id, "mlflow.note.content", redact(results.description(review)))
         client.set_terminated(self.run_id, "FINISHED", end_time=at)  # when the job ended, however late this arrives
+        self._tell_parent(client, metrics, at)
         self._remember(self._seal())
 
     def stop(self, error: BaseException) -> None:
@@ -159,8 +160,42 @@ class MlflowRun:
         return found[0] if found else None
 
     def _make(self, client: MlflowClient) -> Run:
-        created = _iso_millis(self.job["created"])
-        return client.create_run(self.experiment_id, start_time=created, tags=self._identity(), run_name=self.folder.name)
+        created, tags = _iso_millis(self.job["created"]), self._identity()
+        parent = self._parent(client)
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        return client.create_run(self.experiment_id, start_time=created, tags=tags, run_name=self.folder.name)
+
+    def _parent(self, client: MlflowClient) -> str | None:
+        """The run that all jobs of this one's schedule are children of, made by the first of them; None without a schedule."""
+        schedule = self.job["spec"].get("schedule")
+        if schedule is None:
+            return None
+        tags = {"calotype.role": "schedule", "calotype.schedule": schedule}
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+
+        def oldest() -> list[Run]:
+            return list(
+                client.search_runs([self.experiment_id], filter_string=query, order_by=["attributes.start_time ASC"], max_results=1)
+            )
+
+        if not (found := oldest()):
+            client.create_run(self.experiment_id, tags={**tags, "mlflow.source.name": "calotype schedule"}, run_name=schedule)
+            found = oldest()  # jobs that began together agree on one
+        return str(found[0].info.run_id)
+
+    def _tell_parent(self, client: MlflowClient, metrics: Mapping[str, float], at: int) -> None:
+        """What came of this job, as a point of the schedule's own charts over its nights."""
+        from mlflow.entities import Metric
+
+        parent = self._parent(client)
+        if parent is None:
+            return
+        kept = {key: value for key, value in metrics.items() if key.startswith("job/") or key.endswith("_p50")}
+        seen = {name: {m.timestamp for m in client.get_metric_history(parent, name)} for name in kept}
+        points = [Metric(name, value, at, at // 1000) for name, value in kept.items() if at not in seen[name]]
+        client.log_batch(parent, metrics=points, synchronous=True)
+        client.set_terminated(parent, "FINISHED", end_time=at)
 
     def _identity(self) -> dict[str, str]:
         """Tags that a run is made with and found by."""
@@ -170,6 +205,7 @@ class MlflowRun:
             "calotype.job": spec["name"],
             "calotype.folder": self.folder.uri.replace("'", "%27"),
             "calotype.fingerprint": self.job["fingerprint"],
+            **({"calotype.schedule": spec["schedule"]} if spec.get("schedule") else {}),
             "calotype.manifest": spec["manifest"],
             "calotype.model": spec["model"] if isinstance(spec["model"], str) else json.dumps(spec["model"]),
             "mlflow.source.name": "calotype run",

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestration.folder import JobFolder
+from orchestration.folder import REUSED, JobFolder
 from orchestration.job import JobSpec
-from orchestration.reuse import LIST, Reusable
+from orchestration.reuse import Reusable
 from pipelines.pipeline import Pipeline
 from workers import ids, storage
 
@@ -118,7 +118,7 @@ def write(
         table = pa.table({"file": [f for f, _ in source.rejected], "reason": [r for _, r in source.rejected]})
         _write_parquet(folder, "plan/rejected.parquet", table)
     if len(reused):
-        _write_parquet(folder, LIST, reused)
+        _write_parquet(folder, REUSED, reused)
     return {"rows": rows, "block_rows": block_rows, "files": parts, "rejected": len(source.rejected), "reused": len(reused)}
 
 

@@ -22,7 +22,6 @@ from orchestration.folder import JobFolder, jobs
 from orchestration.job import JobFileError, JobSpec
 from workers import ids
 
-LIST = "plan/reused.parquet"
 _MAY_DIFFER = ("manifest", "rows")  # of a fingerprint's parts: which rows there are is compared row by row
 _FIRED = re.compile(r"-\d{8}T\d{6}Z$|-\d{4}-\d{2}-\d{2}$")  # a fire time or {date} at the end of a job's name
 
@@ -77,14 +76,18 @@ def find(spec: JobSpec, parts: Mapping[str, Any], columns: Sequence[str], folder
     return _gathered(other, columns)
 
 
-def last(spec: JobSpec, folder: JobFolder) -> JobFolder | None:
-    """The newest finished job below the same output whose name is the same but for a fire time or date at its end, of the same kind."""
+def last(spec: JobSpec, folder: JobFolder, *, before: JobFolder | None = None) -> JobFolder | None:
+    """The newest finished job below the same output whose name is the same but for a fire time or date at its end, of the same kind.
+
+    Never `folder` itself; with `before`, only those that had been finished when that job was begun.
+    """
+    limit = before.read_json("job.json")["created"] if before is not None else None
     base, found = base_name(spec.name), list[tuple[str, str]]()
     for other in jobs(spec.output):
         if other.name == folder.name or base_name(other.name.rpartition("-")[0]) != base or not other.finished:
             continue
         record, manifest = other.read_json("job.json"), other.read_json("_manifest.json")
-        if record["spec"]["kind"] == spec.kind and manifest is not None:
+        if manifest is not None and record["spec"]["kind"] == spec.kind and (limit is None or manifest["finished"] <= limit):
             found.append((manifest["finished"], other.uri))
     return JobFolder(max(found)[1]) if found else None
 
@@ -108,19 +111,10 @@ def contents(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
     return found
 
 
-def reused_rows(folder: JobFolder) -> dict[str, list[str]]:
-    """The ids of a job's reused rows, by the folder that holds their results."""
-    table = folder.read_table([LIST]) if folder.exists(LIST) else None
-    found: dict[str, list[str]] = {}
-    for row in table.to_pylist() if table is not None else ():
-        found.setdefault(row["folder"], []).append(row["row_id"])
-    return found
-
-
 def _gathered(source: JobFolder, columns: Sequence[str]) -> Reusable:
     """The rows that are ok in a folder, and those that it had reused itself, from where they lie; none of a folder that is gone."""
     places: list[tuple[JobFolder, np.ndarray]] = [(source, _ok(source))]
-    places += [(JobFolder(uri), ids.hashes(row_ids)) for uri, row_ids in reused_rows(source).items()]
+    places += [(JobFolder(uri), ids.hashes(row_ids)) for uri, row_ids in source.reused().items()]
     places = [(place, wanted) for place, wanted in places if place.finished]
     hashes, content, folder = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
     for number, (place, wanted) in enumerate(places):

@@ -53,14 +53,6 @@ listeners.push(() => {
   }
 });
 
-const SVG = "http://www.w3.org/2000/svg";
-function svg(tag, attributes, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 /** Rows a second over running time; a dashed line where a further driver took over. */
 function rateChart(timing) {
   const width = 720, height = 200, left = 44, bottom = 24, top = 12;

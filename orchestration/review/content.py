@@ -33,16 +33,23 @@ class Content:
         self._thumbs: dict[str, int] = {}
         self._sizes: list[Thumb] = []
 
-    def add_outputs(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of data/ with `status` and `generation`. The `before` column may be an output too, such as the crop that was restored."""
-        pictures = [self._source(row, name) for row in batch for name in (self.shown.after, self.shown.before)]
-        thumbs = self._make(pictures)
+    def add_outputs(self, batch: Sequence[Mapping[str, Any]], reused_from: JobFolder | None = None) -> None:
+        """Rows of data/ with `status` and `generation`; of another job's, where this one reuses them.
+
+        The `before` column may be an output too, such as the crop that was restored.
+        """
+        job = None if reused_from is None else reused_from.uri
+        pictures = [self.source(row, name, job) for row in batch for name in (self.shown.after, self.shown.before)]
+        thumbs = self.make(pictures)
         for index, row in enumerate(batch):
             entry: dict[str, Any] = {"row_id": row["row_id"], "status": row["status"], "values": self._plain(row), "frame": _frame(row)}
+            if reused_from is not None:
+                entry["values"] |= {"reused": 1, "reused_from": reused_from.name}
+            entry["layout"] = _layout(row.get(self.shown.layout)) if self.shown.layout else None
             for slot, name, at in (("after", self.shown.after, 2 * index), ("before", self.shown.before, 2 * index + 1)):
                 if pictures[at] is not None:
                     entry[slot] = thumbs[at]
-                    entry[f"{slot}_link"] = _link(row.get(f"{name}_uri"))
+                    entry[f"{slot}_link"] = link(row.get(f"{name}_uri"), self.folder, reused_from)
             self._ended[row["row_id"]] = entry
 
     def add_inputs(self, batch: Sequence[Mapping[str, Any]]) -> None:
@@ -50,16 +57,21 @@ class Content:
         mine = [row for row in batch if row["row_id"] in self._ended]
         befores = [self._before(row, self._ended[row["row_id"]]) for row in mine]
         references = [self._references(row) for row in mine]
-        thumbs = iter(self._make([*befores, *(source for many in references for source in many)]))
+        thumbs = iter(self.make([*befores, *(source for many in references for source in many)]))
         for row, thumb in zip(mine, [next(thumbs) for _ in mine], strict=True):
             entry = self._ended[row["row_id"]]
             if "before" not in entry:
-                entry["before"], entry["before_link"] = thumb, _link(row.get(f"{self.shown.before}_uri"))
+                entry["before"], entry["before_link"] = thumb, link(row.get(f"{self.shown.before}_uri"), self.folder)
             entry["values"] = {**self._plain(row), **entry["values"]}
             entry["group"] = row.get(self.shown.group) if self.shown.group else None
         for row, many in zip(mine, references, strict=True):
             self._ended[row["row_id"]]["references"] = [next(thumbs) for _ in many]
             self._ordered.append(self._ended.pop(row["row_id"]))
+
+    @property
+    def entries(self) -> Sequence[dict[str, Any]]:
+        """What is known of each row, in the order of `as_columns`: row_id, status, values, before and after as thumbnails and more."""
+        return self._ordered
 
     def as_columns(self) -> dict[str, Any]:
         """Columns over the rows in the plan's order. Pictures are numbers into `thumbs`, or null with the reason in `*_missing`."""
@@ -72,6 +84,7 @@ class Content:
             "group": [None if entry["group"] is None else str(entry["group"]) for entry in entries],
             "before": [self._number(entry.get("before")) for entry in entries],
             "after": [self._number(entry.get("after")) for entry in entries],
+            "layout": [entry.get("layout") for entry in entries],
             "references": [[self._number(thumb) for thumb in entry["references"]] for entry in entries],
             "before_missing": [_missing(entry.get("before")) for entry in entries],
             "after_missing": [_missing(entry.get("after")) for entry in entries],
@@ -85,7 +98,8 @@ class Content:
             },
         }
 
-    def _source(self, row: Mapping[str, Any], name: str | None) -> Source | None:
+    def source(self, row: Mapping[str, Any], name: str | None, job: str | None = None) -> Source | None:
+        """The picture in a row's column `name`, or where its `name`_uri says; `job`: the other job folder that it is relative to."""
         if name is None:
             return None
         data, uri = row.get(name), row.get(f"{name}_uri")
@@ -94,12 +108,12 @@ class Content:
         if not isinstance(uri, str):
             return None
         version = row.get(f"{name}_sha256") or row.get("generation") or ""
-        return Source(uri=uri, version=str(version))
+        return Source(uri=uri, version=str(version), job=job)
 
     def _before(self, row: Mapping[str, Any], entry: Mapping[str, Any]) -> Source | None:
         if "before" in entry:
             return None  # an output
-        source = self._source(row, self.shown.before)
+        source = self.source(row, self.shown.before)
         return source if source is None or entry["frame"] is None else replace(source, frame=entry["frame"])
 
     def _references(self, row: Mapping[str, Any]) -> list[Source]:
@@ -110,7 +124,8 @@ class Content:
             return [Source(data=item) for item in data if isinstance(item, bytes)]
         return [Source(uri=uri) for uri in uris or [] if isinstance(uri, str)]
 
-    def _make(self, sources: Sequence[Source | None]) -> list[Thumb | None]:
+    def make(self, sources: Sequence[Source | None]) -> list[Thumb | None]:
+        """Thumbnails of the pictures that there are."""
         made = iter(self.thumbnails.make([source for source in sources if source is not None]))
         return [None if source is None else next(made) for source in sources]
 
@@ -144,13 +159,22 @@ def plain(value: Any) -> Any:
     return None
 
 
-def _link(uri: Any) -> str | None:
-    """Where a browser finds the file, from review/index.html; None for places that it can't open."""
+def link(uri: Any, page: JobFolder, job: JobFolder | None = None) -> str | None:
+    """Where a browser finds a file of `job`, from review/index.html of the folder `page`; None for places that it can't open."""
     if not isinstance(uri, str) or storage.scheme(uri) != "file":
         return None
     if not uri.startswith(("/", "file:", "~")):
-        return "../" + quote(uri)
+        if job is None or job.uri == page.uri:
+            return "../" + quote(uri)
+        if job.uri.rpartition("/")[0] == page.uri.rpartition("/")[0]:
+            return f"../../{quote(job.name)}/{quote(uri)}"
+        return link(job.join_uri(uri), page)
     return Path(storage.local_path(uri)).as_uri()
+
+
+def _layout(value: Any) -> list[list[Any]] | None:
+    """Phrase, x0, y0, x1, y1 of each subject."""
+    return None if value is None else [[part["phrase"], *(six_figures(side) for side in part["box"])] for part in value]
 
 
 def _frame(row: Mapping[str, Any]) -> Frame | None:

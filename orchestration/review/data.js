@@ -3,7 +3,7 @@
 const review = JSON.parse(document.getElementById("data").textContent);
 const rows = review.rows;
 const total = rows.row_id.length;
-const lowerIds = rows.row_id.map((id) => id.toLowerCase());
+const searched = rows.row_id.map((id, row) => [id, ...review.shown.text.map((column) => (rows.values[column] || [])[row] ?? "")].join("\n").toLowerCase());
 const scores = review.scores;
 const $ = (id) => document.getElementById(id);
 
@@ -17,6 +17,14 @@ function el(tag, properties, ...children) {
     else node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+function svg(tag, attributes, ...children) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
   return node;
 }
 
@@ -79,7 +87,7 @@ function selected() {
     if (filters.status !== "all" && rows.failed[row] !== (filters.status === "failed" ? 1 : 0)) continue;
     if (filters.group && rows.group[row] !== filters.group) continue;
     if (filters.errorType !== null && (types === null || (types[row] ?? "unknown") !== filters.errorType || !rows.failed[row])) continue;
-    if (text && !lowerIds[row].includes(text)) continue;
+    if (text && !searched[row].includes(text)) continue;
     let inside = true;
     for (const [values, span] of ranges) {
       const value = values[row];

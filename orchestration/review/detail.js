@@ -18,7 +18,7 @@ function showRow(row, where) {
   const id = rows.row_id[row];
   const well = compare(row, false);
   well.tabIndex = 0;
-  const pictures = el("div", { class: "beside" }, beside("before", beforePicture(row, false), rows.before_link[row]), rows.failed[row] ? null : beside("after", afterPicture(row, false), rows.after_link[row]));
+  const pictures = el("div", { class: "beside" }, hasBefore ? beside(names.before, beforePicture(row, false), rows.before_link[row]) : null, rows.failed[row] ? null : beside(names.after, afterPicture(row, false), rows.after_link[row]));
   rows.references[row].forEach((index, i) => pictures.append(beside(`reference ${i + 1}`, picture(index, `reference ${i + 1}`, "missing", false), null)));
   const facts = el("dl", { class: "facts" });
   for (const [name, values] of Object.entries(rows.values)) {
@@ -30,7 +30,7 @@ function showRow(row, where) {
       el("button", { type: "button", class: "quiet", "aria-label": "Previous row", onclick: () => stepDetail(-1) }, "‹"),
       el("button", { type: "button", class: "quiet", "aria-label": "Next row", onclick: () => stepDetail(1) }, "›"),
       el("button", { type: "button", class: "quiet", "aria-label": "Close", onclick: () => dialog.close() }, "Close")),
-    el("div", { class: "detail-body" }, el("div", { class: "large" }, well), el("div", { class: "known" }, pictures, facts)),
+    el("div", { class: "detail-body" }, el("div", { class: "large" }, well, review.shown.text.length ? el("p", { class: "words" }, el("bdi", {}, wordsOf(row))) : null), el("div", { class: "known" }, pictures, facts)),
   );
 }
 

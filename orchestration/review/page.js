@@ -6,6 +6,7 @@ function headline() {
   document.body.dataset.tone = verdict.tone;
   $("job").append(el("bdi", {}, job.name), ` · ${job.kind}`, job.finished ? ` · finished ${job.finished.replace("T", " ").slice(0, 16)} UTC` : " · not finished");
   const figures = [["done", number.format(counts.ok)], ["failed", number.format(counts.failed)]];
+  if (counts.reused) figures.push(["reused", number.format(counts.reused)]);
   for (const score of scores) {
     const d = score.distribution;
     if (d.rows) figures.push([score.label.toLowerCase(), figure(d.median), `median; 90 % between ${figure(d.p05)} and ${figure(d.p95)}`]);
@@ -18,7 +19,8 @@ function headline() {
     $("notes").append(el("li", {}, note.filter ? el("button", { type: "button", class: "note", onclick: () => showNote(note.filter) }, note.text, el("span", { "aria-hidden": "true" }, " →")) : note.text));
   }
   if (!verdict.notes.length && total) $("notes").append(el("li", { class: "muted" }, "Nothing stands out. The lowest scores are worth a look all the same."));
-  if (total < counts.ok + counts.failed) $("notes").append(el("li", { class: "muted" }, `This page shows ${number.format(total)} of ${number.format(counts.ok + counts.failed)} rows: failed ones, the lowest and highest scores, and a sample. Its numbers are those of all rows.`));
+  const all = counts.ok + counts.failed + counts.reused;
+  if (total < all) $("notes").append(el("li", { class: "muted" }, `This page shows ${number.format(total)} of ${number.format(all)} rows: failed ones, the lowest and highest scores, and a sample. Its numbers are those of all rows.`));
 }
 
 function showNote(filter) {
@@ -58,6 +60,16 @@ function controls() {
     for (const button of $("view").children) button.setAttribute("aria-pressed", String(button.dataset.view === kind));
     redraw();
   });
+  $("view").hidden = !hasBefore;
+  $("layout").hidden = !rows.layout.some((layout) => layout !== null);
+  $("layout").addEventListener("click", () => {
+    const on = document.body.classList.toggle("no-layout") === false;
+    $("layout").setAttribute("aria-pressed", String(on));
+  });
+  if (hasWords) {
+    $("search-label").textContent = "Words or row id";
+    $("search").placeholder = "part of them";
+  }
   $("clear").addEventListener("click", clearFilters);
   for (const score of scores) $("histograms").append(histogram(score.column, score.label, score.distribution) ?? "");
   $("histograms").append(histogram("model_ms", "Model time, ms", review.model_ms) ?? "");

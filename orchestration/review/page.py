@@ -23,10 +23,10 @@ import numpy as np
 import yaml
 
 from orchestration.folder import JobFolder
-from orchestration.review import rows, summary
+from orchestration.review import nights, rows, summary
 from orchestration.review.content import Content
 from orchestration.review.thumbnails import Thumbnails
-from pipelines.pipeline import Shown
+from pipelines.pipeline import Score, Shown
 from workers import storage
 
 MAX_ROWS = 20_000  # rows with pictures on a page; its numbers are always those of all rows
@@ -35,10 +35,18 @@ _MAX_PIXELS = 120_000_000
 
 
 def write_review(
-    folder: JobFolder, shown: Shown, *, thumb_px: int = 256, max_rows: int = MAX_ROWS, reader: storage.Reader | None = None
+    folder: JobFolder,
+    shown: Shown,
+    *,
+    thumb_px: int = 256,
+    max_rows: int = MAX_ROWS,
+    reader: storage.Reader | None = None,
+    against: JobFolder | None = None,
 ) -> str:
     """Write `review/index.html` and its thumbnails (at most `thumb_px` a side); returns the page's URI.
 
+    Rows that the job reused are on it too, with their pictures from where they lie. `against`: another job, whose pictures stand before those
+    of this one, row by row.
     Works on unfinished folders too, and where inputs have moved since: what can't be read is shown as missing. With more than `max_rows`
     rows the page shows failed rows, the lowest and highest scores and a sample, and says so.
     Raises FileNotFoundError for a folder without job.json.
@@ -49,16 +57,25 @@ def write_review(
     resources = record["spec"].get("resources") or {}
     if reader is None:
         reader = storage.Reader(tuple(resources.get("allowed_roots") or ()), resources.get("max_file_bytes") or storage.Reader.max_bytes)
-    ended = rows.scan(folder, list(dict.fromkeys([*(score.column for score in shown.scores), "model_ms", "n_references"])))
-    positions = rows.choose(ended, shown.scores[0].column if shown.scores else None, max_rows)
+    columns = list(dict.fromkeys([*(score.column for score in shown.scores), "model_ms", "n_references"]))
+    first = shown.scores[0].column if shown.scores else None
+    ended, reused = rows.scan(folder, columns), nights.reused(folder, columns)
+    positions = rows.choose(ended, first, max_rows)
     thumbnails = Thumbnails(folder, reader, px=thumb_px, max_pixels=resources.get("max_pixels") or _MAX_PIXELS)
     content = Content(folder, shown, thumbnails)
     for batch in rows.outputs(folder, ended.files, positions):
         content.add_outputs(batch)
     for batch in rows.inputs(folder, ended.hashes[positions]):
         content.add_inputs(batch)
+    nights.add_reused(content, reused, first, max_rows - len(positions))
+    data = _numbers(folder, record, shown, ended, reused)
+    if against is not None:
+        data["scores"] += [_score(score, _shown_values(content, score.column)) for score in nights.compare(content, against, shown.scores)]
+        found = nights.notes(content, against, shown.scores)
+        data["verdict"]["notes"] = [asdict(note) for note in found] + data["verdict"]["notes"]
+        data["shown"] |= {"before": shown.after, "labels": {"before": against.name, "after": folder.name}}
     thumbnails.close()
-    data = {**_numbers(folder, record, shown, ended), "rows": content.as_columns(), "run": _run(folder, record, int(ended.failed.sum()))}
+    data |= {"rows": content.as_columns(), "run": _run(folder, record, int(ended.failed.sum()))}
     storage.write_atomic(folder.fs, folder.join("review/index.html"), render(data).encode())
     return folder.join_uri("review/index.html")
 
@@ -103,14 +120,18 @@ def _digest(text: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
-def _numbers(folder: JobFolder, record: Mapping[str, Any], shown: Shown, ended: rows.Ended) -> dict[str, Any]:
+def _numbers(
+    folder: JobFolder, record: Mapping[str, Any], shown: Shown, ended: rows.Ended, reused: Sequence[nights.Reused]
+) -> dict[str, Any]:
     spec = record["spec"]
     planned, failed = rows.planned(folder), int(ended.failed.sum())
     ok = len(ended.failed) - failed
     time = summary.timing(_metrics(folder))
     replicas = _replicas(record)
     price = (spec.get("resources") or {}).get("price_per_hour")
-    sentence, tone = summary.verdict(planned, ok, failed, finished=folder.finished)
+    again = sum(len(row_ids) for row_ids in folder.reused().values())
+    sentence, tone = summary.verdict(planned, ok, failed, finished=folder.finished, reused=again)
+    known = [rows.only(part.ended, np.flatnonzero(np.isin(part.ended.hashes, part.ids))) for part in reused]
     return {
         "job": {
             "name": spec["name"],
@@ -120,15 +141,30 @@ def _numbers(folder: JobFolder, record: Mapping[str, Any], shown: Shown, ended: 
             "finished": (folder.read_json("_manifest.json") or {}).get("finished") if folder.finished else None,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-        "counts": {"planned": planned, "ok": ok, "failed": failed},
+        "counts": {"planned": planned, "ok": ok, "failed": failed, "reused": again},
         "verdict": {"sentence": sentence, "tone": tone, "notes": [asdict(note) for note in _notes(folder, shown, ended)]},
-        "shown": {"before": shown.before, "after": shown.after, "references": shown.references, "group": shown.group},
-        "scores": [{**asdict(score), "distribution": asdict(summary.distribution(ended.numbers[score.column]))} for score in shown.scores],
+        "shown": {
+            "before": shown.before,
+            "after": shown.after,
+            "references": shown.references,
+            "group": shown.group,
+            "text": list(shown.text),
+            "labels": {"before": "before", "after": "after"},
+        },
+        "scores": [_score(s, np.concatenate([e.numbers[s.column] for e in (ended, *known)])) for s in shown.scores],
         "model_ms": asdict(summary.distribution(ended.numbers["model_ms"][~ended.failed])),
         "timing": asdict(time),
         "cost": asdict(summary.cost(time, ended.numbers["model_ms"], replicas, price)),
         "failures": [_failure(folder, group) for group in ended.failures],
     }
+
+
+def _score(score: Score, values: np.ndarray) -> dict[str, Any]:
+    return {**asdict(score), "distribution": asdict(summary.distribution(values))}
+
+
+def _shown_values(content: Content, column: str) -> np.ndarray:
+    return np.array([entry["values"].get(column, math.nan) for entry in content.entries], np.float32)
 
 
 def _notes(folder: JobFolder, shown: Shown, ended: rows.Ended) -> list[summary.Note]:
@@ -151,6 +187,11 @@ def _notes(folder: JobFolder, shown: Shown, ended: rows.Ended) -> list[summary.N
     without = int((ended.numbers["n_references"] == 0).sum())
     if shown.references and without:
         notes.append(summary.Note(f"{summary.plural(without, 'row')} had no usable reference", {"column": "n_references", "high": 0.5}))
+    reused = folder.reused()
+    if reused:
+        jobs = summary.plural(len(reused), "earlier job")
+        many = summary.plural(sum(map(len, reused.values())), "row is reused", "rows are reused")
+        notes.append(summary.Note(f"{many} from {jobs}", {"column": "reused", "low": 0.5}))
     again = int((ended.generation > 0).sum())
     if again:
         notes.append(summary.Note(f"{summary.plural(again, 'row comes', 'rows come')} from a retry", {"column": "generation", "low": 0.5}))
@@ -190,7 +231,10 @@ def _replicas(record: Mapping[str, Any]) -> int:
 def _run(folder: JobFolder, record: Mapping[str, Any], failed: int) -> dict[str, Any]:
     attempts: Sequence[Mapping[str, Any]] = record.get("attempts", [])
     place = shlex.quote(folder.uri)
-    commands = [["Write this page again", f"calotype review {place}"]]
+    commands = [
+        ["Write this page again", f"calotype review {place}"],
+        ["Beside the job before it", f"calotype review {place} --against last"],
+    ]
     if folder.finished:
         commands.insert(0, ["Check that nothing is lost or changed", f"calotype verify {place}"])
         if failed:

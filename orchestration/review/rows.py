@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -94,11 +94,15 @@ def scan(folder: JobFolder, columns: Sequence[str]) -> Ended:
     )
 
 
-def choose(ended: Ended, score: str | None, limit: int) -> np.ndarray:
+def choose(ended: Ended, score: str | None, limit: int, among: np.ndarray | None = None) -> np.ndarray:
     """Positions of at most `limit` rows to show, sorted: all, or failed rows, the lowest and the highest scores, and a sample of the rest.
 
-    A quarter of `limit` at the most goes to each of failed, lowest and highest; the sample is drawn by the hash of row_id.
+    A quarter of `limit` at the most goes to each of failed, lowest and highest; the sample is drawn by the hash of row_id. `among`: hashes
+    of the only ids that count.
     """
+    if among is not None:
+        inside = np.flatnonzero(np.isin(ended.hashes, among))
+        return inside[choose(only(ended, inside), score, limit)]
     count = len(ended.hashes)
     if count <= limit:
         return np.arange(count)
@@ -113,6 +117,14 @@ def choose(ended: Ended, score: str | None, limit: int) -> np.ndarray:
     rest = by_hash[~chosen[by_hash]]
     chosen[rest[: limit - int(chosen.sum())]] = True
     return np.flatnonzero(chosen)
+
+
+def only(ended: Ended, positions: np.ndarray) -> Ended:
+    """A scan as if there were only the rows at these positions, for choosing and counting; its positions are no longer those of the files."""
+    numbers = {column: values[positions] for column, values in ended.numbers.items()}
+    return replace(
+        ended, hashes=ended.hashes[positions], failed=ended.failed[positions], generation=ended.generation[positions], numbers=numbers
+    )
 
 
 def outputs(folder: JobFolder, files: Sequence[tuple[int, str]], positions: np.ndarray) -> Iterator[list[dict[str, Any]]]:

@@ -171,9 +171,11 @@ def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def verdict(planned: int, ok: int, failed: int, *, finished: bool) -> tuple[str, str]:
+def verdict(planned: int, ok: int, failed: int, *, finished: bool, reused: int = 0) -> tuple[str, str]:
     """The headline and its tone: good, look (some rows failed), bad (more than one in ten failed, or all), or open (not finished)."""
     ended = ok + failed
+    if reused and finished and not planned:
+        return f"Nothing was left to do: {plural(reused, 'row is', 'rows are')} as in earlier jobs.", "good"
     if not finished:
         tail = f", {failed:,} of them failed" if failed else ""
         return f"Not finished: {ended:,} of {plural(planned, 'row')} have ended{tail}.", "open"

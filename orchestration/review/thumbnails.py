@@ -37,20 +37,21 @@ class Frame:
 
 @dataclass(frozen=True)
 class Source:
-    """A picture to show: its bytes, or a URI, absolute or relative to the job folder; `version` changes when the file behind it does.
+    """A picture to show: its bytes, or a URI, absolute or relative to a job folder; `version` changes when the file behind it does.
 
-    `frame`: of which only a part is shown.
+    `frame`: of which only a part is shown. `job`: the URI of the other job folder that a relative URI is meant in.
     """
 
     uri: str | None = None
     data: bytes | None = None
     version: str = ""
     frame: Frame | None = None
+    job: str | None = None
 
     def key(self, px: int) -> str:
         """Name of its thumbnail, 20 hex digits."""
         content = self.data if self.data is not None else f"{self.uri}\0{self.version}".encode()
-        part = "" if self.frame is None else repr(self.frame)
+        part = ("" if self.frame is None else repr(self.frame)) + (self.job or "")
         return hashlib.sha1(f"{px}\0{part}\0".encode() + content).hexdigest()[:20]
 
 
@@ -108,9 +109,7 @@ class Thumbnails:
             return source.data
         assert source.uri is not None
         if storage.scheme(source.uri) == "file" and not source.uri.startswith(("/", "file:", "~")):
-            data = self.folder.fs.cat_file(self.folder.join(source.uri))
-            assert isinstance(data, bytes)
-            return data
+            return (self.folder if source.job is None else JobFolder(source.job)).read_bytes(source.uri)
         return self.reader.read(source.uri)
 
 

@@ -34,7 +34,6 @@ def written(folder: Path, **changes: Any) -> Path:
         ({"sample": 1.5}, "sample: Input should be less than or equal to 1"),
         ({"name": "a b"}, "name: String should match pattern"),
         ({"resources": {"lease_ttl_s": 0}}, "resources.lease_ttl_s: Input should be greater than or equal to 1"),
-        ({"reuse": "last"}, "reuse: reuse comes with the catalog kinds"),
     ],
 )
 def test_a_job_that_cannot_be_run_is_refused_with_its_key_and_what_to_write(change: dict[str, Any], message: str) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from orchestration.check import check
 from orchestration.finalize import verify
-from orchestration.folder import JobFolder
+from orchestration.folder import REUSED, JobFolder
 from orchestration.inspect import describe
 from orchestration.job import JobFileError, parse
-from orchestration.reuse import LIST, base_name, contents, reused_rows
+from orchestration.reuse import base_name, contents
 from orchestration.run import Summary, run
 from orchestration.schedule.folders import reused_by
 from tests import toy
@@ -54,13 +54,13 @@ def test_only_rows_that_are_new_or_failed_or_changed_run_again(tmp_path: Path, j
     assert (second.planned, second.ok, second.failed, second.reused) == (3, 2, 1, 2)
     assert set(executed(journal)) == {"row-3", "bad", "row-5"}
     folder = JobFolder(second.folder)
-    assert reused_rows(folder) == {first.folder: ["row-1", "row-2"]}
+    assert folder.reused() == {first.folder: ["row-1", "row-2"]}
     assert reused_by(folder) == {first.folder}
     assert verify(folder) == []
     assert (describe(folder)["planned"], describe(folder)["reused"]) == (3, 2)
     third = night(tmp_path, 3, [*good(1, 2), ("row-3", 30, "ok"), *good(5)], params=params)
     assert (third.planned, third.reused, third.exit_code) == (0, 4, 0)  # nothing left to do
-    places = reused_rows(JobFolder(third.folder))
+    places = JobFolder(third.folder).reused()
     assert {uri: sorted(rows) for uri, rows in places.items()} == {first.folder: ["row-1", "row-2"], second.folder: ["row-3", "row-5"]}
     assert verify(JobFolder(third.folder)) == []
     assert night(tmp_path, 3, [*good(1, 2), ("row-3", 30, "ok"), *good(5)], params=params).executed == 0
@@ -102,7 +102,7 @@ def test_filters_come_first_and_double_ids_are_found_among_reused_rows_too(tmp_p
 def test_verify_says_when_a_reused_result_is_gone_or_its_list_was_changed(tmp_path: Path) -> None:
     first, second = night(tmp_path, 1, good(1, 2)), night(tmp_path, 2, good(1, 2, 3))
     folder = JobFolder(second.folder)
-    listed = Path(second.folder) / LIST
+    listed = Path(second.folder) / REUSED
     table = pq.read_table(listed)
     pq.write_table(pa.concat_tables([table, pa.table({"row_id": ["row-9"], "folder": [first.folder]})]), listed)
     problems = verify(folder)

@@ -421,3 +421,19 @@ class served:  # noqa: N801
         self._thread.join()
         for name in [name for name in os.environ if name.startswith("_MLFLOW_SERVER_")]:
             del os.environ[name]
+
+
+def test_the_jobs_of_a_schedule_are_children_of_one_run_that_charts_its_nights(tmp_path: Path, empty_store: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    settings = TrackingSettings(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for number in range(2):
+        made = night(tmp_path / str(number), rows=8, failing=8, schedule="nightly")
+        end_well(made, settings)
+    end_well(night(tmp_path / "by hand", rows=8, failing=8), settings)
+    client = mlflow.MlflowClient(tracking_uri=settings.uri)
+    found = list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+    (parent,) = [run for run in found if run.data.tags.get("calotype.role") == "schedule"]
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert (parent.info.run_name, parent.info.status, len(children), len(found)) == ("nightly", "FINISHED", 2, 4)
+    assert {run.data.tags["calotype.schedule"] for run in children} == {"nightly"}
+    assert parent.data.metrics["job/failed"] == 1

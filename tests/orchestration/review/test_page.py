@@ -32,7 +32,7 @@ def written(folder: JobFolder, shown: Shown = SHOWN, **options: Any) -> dict[str
 def test_a_page_shows_every_row_with_its_pictures(tmp_path: Path) -> None:
     folder = job_folder(tmp_path, people(30, failed=2))
     data = written(folder)
-    assert data["counts"] == {"planned": 30, "ok": 28, "failed": 2}
+    assert data["counts"] == {"planned": 30, "ok": 28, "failed": 2, "reused": 0}
     assert sorted(data["rows"]["row_id"]) == [f"photo-{i:05}" for i in range(30)]
     assert data["rows"]["failed"].count(1) == 2
     for row_id, failed, before, after, refs in zip(
@@ -103,7 +103,7 @@ def test_a_retried_job_shows_the_new_result_and_says_that_it_is_one(tmp_path: Pa
     before = written(folder)
     retry(folder, [row("photo-00004"), row("photo-00005")])
     data = written(folder)
-    assert data["counts"] == {"planned": 6, "ok": 6, "failed": 0}
+    assert data["counts"] == {"planned": 6, "ok": 6, "failed": 0, "reused": 0}
     assert before["counts"]["failed"] == 2
     assert any(note["text"] == "2 rows come from a retry" for note in data["verdict"]["notes"])
     assert None not in data["rows"]["after"]
