@@ -46,7 +46,7 @@ class Sizes:
     swept: int = 30  # of them, for what is reported only
     portraits: int = 40
     real: int = 30  # drawn scenes
-    steps: int = 15  # of generated sources and their edits
+    steps: int = 10  # of generated sources and their edits
     real_steps: int = 20  # of inversions, where they are not what is measured
 
 
