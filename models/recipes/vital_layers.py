@@ -47,7 +47,7 @@ class Config:
     similarity: str | None = None  # folder of DINOv2, or lab/towers; default for lab bases: lab/towers
     prompts: str | None = None  # text file, a prompt a line; default: the drawn world's captions for lab bases, else 64 of our own
     k: int = 64  # the first k prompts are used
-    n_vital: int = 9  # layers chosen
+    n_vital: int | None = None  # layers chosen; default: 9, or four tenths of a base that has fewer than 23
     vitality_threshold: float | None = None  # instead: all layers above it
     num_inference_steps: int = 15
     guidance_scale: float | None = None  # default: 3.5 for bases with an input for it and for lab bases, else none
@@ -129,9 +129,10 @@ def vitality(features: PatchFeatures, plain: Tensor, without: Tensor) -> Tensor:
 
 def choose(cfg: Config, scores: Sequence[float]) -> tuple[int, ...]:
     """The vital layers: those above the threshold where one is set, else the `n_vital` highest."""
+    n = cfg.n_vital or max(1, min(9, 2 * len(scores) // 5))
     if cfg.vitality_threshold is not None:
         return tuple(layer for layer, score in enumerate(scores) if score > cfg.vitality_threshold)
-    return most_vital(scores, cfg.n_vital)
+    return most_vital(scores, n)
 
 
 def read_prompts(cfg: Config, lab: bool) -> list[str]:

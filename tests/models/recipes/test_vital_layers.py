@@ -89,6 +89,7 @@ def test_layers_are_chosen_by_number_or_by_threshold() -> None:
     assert choose(CONFIG, scores) == (0, 2)
     assert choose(replace(CONFIG, vitality_threshold=0.05), scores) == (0, 1, 2)
     assert choose(replace(CONFIG, vitality_threshold=0.5), scores) == ()
+    assert [len(choose(Config(base=""), [0.0] * layers)) for layers in (57, 10, 3, 1)] == [9, 4, 1, 1]
 
 
 def test_prompts_come_from_a_file_the_drawn_world_or_our_own_list(tmp_path: Path) -> None:
