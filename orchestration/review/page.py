@@ -149,7 +149,7 @@ def _numbers(
             "references": shown.references,
             "group": shown.group,
             "text": list(shown.text),
-            "labels": {"before": "before", "after": "after"},
+            "labels": {"before": "before", "after": "picture" if shown.before is None else "after"},
         },
         "scores": [_score(s, np.concatenate([e.numbers[s.column] for e in (ended, *known)])) for s in shown.scores],
         "model_ms": asdict(summary.distribution(ended.numbers["model_ms"][~ended.failed])),

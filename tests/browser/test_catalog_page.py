@@ -41,7 +41,6 @@ def test_rows_are_found_by_the_words_of_their_prompt(visit: Visit, catalog: str)
     expect(page.locator("#sheet .words").first).to_contain_text("a red star, row-")
     page.get_by_label("Words or row id").fill("star, row-3")
     expect(page.locator("#count")).to_have_text("1 of 9 rows")
-    page.keyboard.press("Escape")
     page.locator("#sheet .row-id").first.click()
     expect(page.get_by_role("dialog").locator(".words")).to_contain_text("a red star, row-3")
 

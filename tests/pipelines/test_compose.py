@@ -38,12 +38,16 @@ FAST = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save(tiny_unet_base(), tmp_path_factory.mktemp("models") / "tiny")
+def tiny_model(folder: Path) -> Path:
+    save(tiny_unet_base(), folder)
     card = {"method": "text_to_image", "tier": "lab", "topology": "stable-diffusion", "settings": FAST}
     (folder / "card.json").write_text(json.dumps(card))
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def job(folder: Path, model: Path | str, rows: list[dict[str, Any]], **keys: Any) -> dict[str, Any]:

@@ -28,14 +28,18 @@ SIDE = 16
 LAYERS = (0, 2)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save(tiny_flow_base(), tmp_path_factory.mktemp("models") / "tiny")
+def tiny_model(folder: Path) -> Path:
+    save(tiny_flow_base(), folder)
     settings = {"num_inference_steps": 3, "inversion_steps": 3}
     (folder / "card.json").write_text(json.dumps({"method": "text_to_image", "tier": "lab", "topology": "flux", "settings": settings}))
     measured = VitalLayers("tiny", transformer_hash(folder), "none", "", (1.0, 0.0, 1.0), LAYERS)
     measured.write(folder / FILE)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def job(folder: Path, model: Path | str, rows: list[dict[str, Any]], **keys: Any) -> dict[str, Any]:

@@ -26,11 +26,14 @@ from workers.provenance import read_provenance
 SIDE = 32
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
+def tiny_model(folder: Path) -> Path:
     save_lab(tiny_networks(), Settings(image_size=SIDE, noise=0.0, freeu=False), folder, {})
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = (48, 48), **save: Any) -> str:

@@ -1,0 +1,107 @@
+"""What every kind promises: each row comes back once, a bad one fails alone, what it shows is there, its template is a job of it.
+
+A kind joins with a line in `SUBJECTS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestration.finalize import verify
+from orchestration.folder import JobFolder
+from orchestration.job import parse
+from orchestration.run import prepare, run
+from pipelines import KINDS
+from pipelines.pipeline import Kind
+from tests.pipelines import test_compose, test_edit, test_restore
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kind's tiny model, a job over some rows as the content of a job file, three good rows (of files below a folder) and a bad one."""
+
+    model: Callable[[Path], Path]
+    job: Callable[..., dict[str, Any]]
+    good: Callable[[Path], list[dict[str, Any]]]
+    bad: dict[str, Any]
+
+
+SUBJECTS = {
+    "restore": Subject(
+        test_restore.tiny_model,
+        test_restore.job,
+        lambda folder: test_restore.archive(folder, people=1, photos=3),
+        {"row_id": "bad", "image_uri": "/nowhere.png", "reference_image_uris": ["/nowhere.png"]},
+    ),
+    "compose": Subject(
+        test_compose.tiny_model,
+        test_compose.job,
+        lambda _: [test_compose.row(name) for name in "abc"],
+        test_compose.row("bad", "a dog"),
+    ),
+    "edit": Subject(
+        test_edit.tiny_model,
+        test_edit.job,
+        lambda _: [test_edit.row("a"), test_edit.row("b", "a green circle"), test_edit.row("c", source="a cat")],
+        test_edit.row("bad", " "),
+    ),
+}
+
+
+@pytest.fixture(params=sorted(SUBJECTS), scope="module")
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return KINDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return SUBJECTS[kind.name].model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def test_every_kind_is_tested_here() -> None:
+    assert SUBJECTS.keys() == KINDS.keys() - {"toy"}
+
+
+@pytest.mark.parametrize("media", ["files", "columns"])
+def test_every_row_comes_back_once_and_a_bad_one_fails_alone(kind: Kind, model: Path, media: str, tmp_path: Path) -> None:
+    subject = SUBJECTS[kind.name]
+    good = subject.good(tmp_path)
+    spec = parse(subject.job(tmp_path, model, [*good, subject.bad], media=media))
+    summary = run(spec)
+    folder = JobFolder(summary.folder)
+    assert (summary.ok, summary.failed) == (len(good), 1)
+    results = folder.results()
+    assert sorted(results["row_id"].to_pylist()) == sorted([*(row["row_id"] for row in good), "bad"])
+    assert set(prepare(spec).pipeline.committed.names) <= set(results.column_names) | {"status"}
+    assert verify(folder) == []
+    assert run(spec).executed == 0
+
+
+def test_what_a_kind_shows_is_among_its_columns(kind: Kind, model: Path, tmp_path: Path) -> None:
+    subject = SUBJECTS[kind.name]
+    pipeline = prepare(parse(subject.job(tmp_path, model, subject.good(tmp_path)))).pipeline
+    there = {*pipeline.rows.names, *pipeline.outputs.names}
+    shown = pipeline.shown
+    assert {*shown.text, *(score.column for score in shown.scores)} <= there
+    assert {name for name in (shown.group, shown.layout) if name is not None} <= there
+    for picture in (shown.before, shown.after):
+        assert picture is None or {picture, f"{picture}_uri"} & there
+    assert set(pipeline.sort_by) <= set(pipeline.rows.names)
+
+
+def test_a_kind_s_template_is_a_job_of_it_also_with_its_comments_taken_away(kind: Kind) -> None:
+    spec = parse(yaml.safe_load(kind.template))
+    assert spec.kind == kind.name
+    assert spec.mode in (None, *kind.modes)
+    kind.params.model_validate(spec.params)
+    every = re.sub(r"^(  )?# (?=[a-z_]+: )", r"\1", kind.template, flags=re.MULTILINE)
+    found = parse({**yaml.safe_load(every), "kind": kind.name})
+    assert len(kind.params.model_validate(found.params).model_fields_set) > len(spec.params)
+    assert found.reuse in (None, "last")
