@@ -25,8 +25,8 @@ from models.metrics import Interval, bootstrap
 from models.nets.reader import Reader
 
 PROMPTS, SEEDS = 200, 2
-REPORTED = 100  # prompts of the arms that are reported and not gated, of one seed
-SINGLE = 200
+REPORTED = 60  # prompts of the arms that are reported and not gated, of one seed
+SINGLE = 100
 ROOM = 0.05  # leakage of the base below which there is nothing to compare
 MOST_LOST = 0.02  # of single subjects' attributes
 SWEEP = range(500_000, 500_030)  # numbers of the prompts on which step sizes were compared; the proof's begin at 0 and 100,000
@@ -69,7 +69,12 @@ def prove(output: Path, data: Path | None, say: Callable[[str], None], weights: 
         "guidance only": arm("guidance only", prompts, SEEDS, **UNMASKED),
         "bounded": arm("bounded", prompts, SEEDS),
     }
-    fewer = prompts[:REPORTED]
+    single = asked(100_000, SINGLE, single=True)
+    alone = {
+        "plain sampling": attributes(reader, arm("one subject, plain", single, 1, layout=False).pictures, single),
+        "bounded": attributes(reader, arm("one subject, bounded", single, 1).pictures, single),
+    }
+    fewer, placed = prompts[:REPORTED], asked(0, REPORTED, places=True)
     reported = {
         "plain sampling": arm("plain sampling, fewer", fewer, 1, layout=False),
         "bounded": arm("bounded, fewer", fewer, 1),
@@ -77,11 +82,8 @@ def prove(output: Path, data: Path | None, say: Callable[[str], None], weights: 
         "no refinement": arm("no refinement", fewer, 1, mask_refinement=False),
         "cross mask only": arm("cross mask only", fewer, 1, self_mask=False),
         "self mask only": arm("self mask only", fewer, 1, cross_mask=False),
-    }
-    single = asked(100_000, SINGLE, single=True)
-    alone = {
-        "plain sampling": attributes(reader, arm("one subject, plain", single, 1, layout=False).pictures, single),
-        "bounded": attributes(reader, arm("one subject, bounded", single, 1).pictures, single),
+        "plain sampling, prompts name places": arm("plain sampling, places named", placed, 1, layout=False),
+        "bounded, prompts name places": arm("bounded, places named", placed, 1),
     }
     gates = [*leakage_gates(arms), single_gate(alone)]
     refined, boxes = (bootstrap(values) for values in mask_agreement(arms["bounded"].results, prompts, SEEDS))
