@@ -155,6 +155,7 @@ def compose(params: ComposeParams, context: Context) -> Pipeline:
             group="subject",
             text=["prompt"],
             layout="layout",
+            others="images" if several and params.keep == "all" else None,
         ),
     )
 

@@ -29,8 +29,8 @@ class Shown:
 
     `before`, `after` and `references` name media columns without the `_uri` suffix: column X holds bytes, X_uri a path or URI, and for lists
     X (list<binary>) or the singular's uris (`reference_images` / `reference_image_uris`). `before` None: there is only the picture that was
-    made. `group` names the column to filter by, `text` columns to read under a picture, `layout` a list<struct<phrase, box>> of fractions of the
-    picture to draw over it.
+    made. `others`: a list of all pictures that were made of a row, named like `references`. `group` names the column to filter by, `text`
+    columns to read under a picture, `layout` a list<struct<phrase, box>> of fractions of the picture to draw over it.
     """
 
     before: str | None
@@ -40,6 +40,7 @@ class Shown:
     group: str | None = None
     text: Sequence[str] = ()
     layout: str | None = None
+    others: str | None = None
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ function references(row, most) {
 /** The row's scores as `label value`, the first one in front. */
 function scoreLine(row) {
   const line = el("span", { class: "scores" });
-  for (const score of scores) {
+  for (const score of scores.filter((s) => !s.change)) {
     const value = (valuesOf(score.column) || [])[row];
     if (value !== null && value !== undefined) line.append(el("span", { title: score.label }, scoreFigure(value)));
   }

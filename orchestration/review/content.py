@@ -41,10 +41,13 @@ class Content:
         job = None if reused_from is None else reused_from.uri
         pictures = [self.source(row, name, job) for row in batch for name in (self.shown.after, self.shown.before)]
         thumbs = self.make(pictures)
+        others = [self._listed(row, self.shown.others, job) for row in batch]
+        more = iter(self.make([source for many in others for source in many]))
         for index, row in enumerate(batch):
             entry: dict[str, Any] = {"row_id": row["row_id"], "status": row["status"], "values": self._plain(row), "frame": _frame(row)}
             if reused_from is not None:
                 entry["values"] |= {"reused": 1, "reused_from": reused_from.name}
+            entry["others"] = [next(more) for _ in others[index]]
             entry["layout"] = _layout(row.get(self.shown.layout)) if self.shown.layout else None
             for slot, name, at in (("after", self.shown.after, 2 * index), ("before", self.shown.before, 2 * index + 1)):
                 if pictures[at] is not None:
@@ -56,7 +59,7 @@ class Content:
         """Rows of the plan, with their before picture and references."""
         mine = [row for row in batch if row["row_id"] in self._ended]
         befores = [self._before(row, self._ended[row["row_id"]]) for row in mine]
-        references = [self._references(row) for row in mine]
+        references = [self._listed(row, self.shown.references) for row in mine]
         thumbs = iter(self.make([*befores, *(source for many in references for source in many)]))
         for row, thumb in zip(mine, [next(thumbs) for _ in mine], strict=True):
             entry = self._ended[row["row_id"]]
@@ -85,6 +88,7 @@ class Content:
             "before": [self._number(entry.get("before")) for entry in entries],
             "after": [self._number(entry.get("after")) for entry in entries],
             "layout": [entry.get("layout") for entry in entries],
+            "others": [[self._number(thumb) for thumb in entry["others"]] for entry in entries],
             "references": [[self._number(thumb) for thumb in entry["references"]] for entry in entries],
             "before_missing": [_missing(entry.get("before")) for entry in entries],
             "after_missing": [_missing(entry.get("after")) for entry in entries],
@@ -116,13 +120,14 @@ class Content:
         source = self.source(row, self.shown.before)
         return source if source is None or entry["frame"] is None else replace(source, frame=entry["frame"])
 
-    def _references(self, row: Mapping[str, Any]) -> list[Source]:
-        if self.shown.references is None:
+    def _listed(self, row: Mapping[str, Any], name: str | None, job: str | None = None) -> list[Source]:
+        """The pictures in a row's list column `name`, or where its uris say."""
+        if name is None:
             return []
-        data, uris = row.get(self.shown.references), row.get(f"{self.shown.references.removesuffix('s')}_uris")
+        data, uris = row.get(name), row.get(f"{name.removesuffix('s')}_uris")
         if data:
             return [Source(data=item) for item in data if isinstance(item, bytes)]
-        return [Source(uri=uri) for uri in uris or [] if isinstance(uri, str)]
+        return [Source(uri=uri, version=str(row.get("generation", "")), job=job) for uri in uris or [] if isinstance(uri, str)]
 
     def make(self, sources: Sequence[Source | None]) -> list[Thumb | None]:
         """Thumbnails of the pictures that there are."""
@@ -131,7 +136,7 @@ class Content:
 
     def _plain(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The values that can be read as text; pictures and the id are shown elsewhere."""
-        media = {self.shown.before, self.shown.after, self.shown.references, "row_id"}
+        media = {self.shown.before, self.shown.after, self.shown.references, self.shown.others, "row_id"}
         return {name: plain(value) for name, value in row.items() if name not in media}
 
     def _number(self, thumb: Thumb | None) -> int | None:

@@ -19,6 +19,7 @@ function showRow(row, where) {
   const well = compare(row, false);
   well.tabIndex = 0;
   const pictures = el("div", { class: "beside" }, hasBefore ? beside(names.before, beforePicture(row, false), rows.before_link[row]) : null, rows.failed[row] ? null : beside(names.after, afterPicture(row, false), rows.after_link[row]));
+  rows.others[row].forEach((index, i) => pictures.append(beside(`picture ${i + 1}`, picture(index, `picture ${i + 1}`, "missing", false), null)));
   rows.references[row].forEach((index, i) => pictures.append(beside(`reference ${i + 1}`, picture(index, `reference ${i + 1}`, "missing", false), null)));
   const facts = el("dl", { class: "facts" });
   for (const [name, values] of Object.entries(rows.values)) {

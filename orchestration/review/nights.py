@@ -52,6 +52,12 @@ def add_reused(content: Content, parts: Sequence[Reused], score: str | None, lim
             content.add_inputs(batch)
 
 
+def label(folder: JobFolder, beside: JobFolder) -> str:
+    """What a job is called on a page beside another one: its name, with the fingerprint only where it takes that to tell them apart."""
+    name, other = (f.name.rpartition("-")[0] for f in (folder, beside))
+    return name if name != other else folder.name
+
+
 def compare(content: Content, other: JobFolder, scores: Sequence[Score]) -> list[Score]:
     """Put another night's pictures before those on the page, and say in each row's values what changed. Returns the changes as scores.
 
@@ -60,14 +66,17 @@ def compare(content: Content, other: JobFolder, scores: Sequence[Score]) -> list
     """
     entries = {entry["row_id"]: entry for entry in content.entries}
     for entry in entries.values():
-        entry["before"], entry["before_link"] = None, None
+        entry["before"], entry["before_link"] = Thumb("", missing=f"not in {label(other, content.folder)}"), None
         entry["values"] |= {"then": None, "new": 1}
     for place, batch in _ended_in(other, ids.hashes(entries), [score.column for score in scores]):
         batch = [row for row in batch if row["row_id"] in entries]
         pictures = content.make([content.source(row, content.shown.after, place.uri) for row in batch])
         for row, picture in zip(batch, pictures, strict=True):
             entry = entries[row["row_id"]]
-            entry["before"], entry["before_link"] = picture, link(row.get(f"{content.shown.after}_uri"), content.folder, place)
+            entry["before"], entry["before_link"] = (
+                picture or Thumb("", missing="failed there"),
+                link(row.get(f"{content.shown.after}_uri"), content.folder, place),
+            )
             entry["values"] |= {"then": row["status"], "new": 0, **_changes(entry["values"], row, scores)}
             difference = _difference(content, entry.get("after"), picture)
             if difference is not None:
@@ -78,13 +87,11 @@ def compare(content: Content, other: JobFolder, scores: Sequence[Score]) -> list
 
 def notes(content: Content, other: JobFolder, scores: Sequence[Score]) -> list[summary.Note]:
     """What a comparison found, most important first."""
-    entries = content.entries
+    entries, name = content.entries, label(other, content.folder)
     found = []
     broke = sum(entry["status"] == "failed" and entry["values"].get("then") == "ok" for entry in entries)
     if broke:
-        found.append(
-            summary.Note(f"{summary.plural(broke, 'row')} failed that had been ok in {other.name}", {"column": "broke", "low": 0.5})
-        )
+        found.append(summary.Note(f"{summary.plural(broke, 'row')} failed that had been ok in {name}", {"column": "broke", "low": 0.5}))
     for entry in entries:
         entry["values"]["broke"] = 1 if entry["status"] == "failed" and entry["values"].get("then") == "ok" else None
     for score in scores:
@@ -93,15 +100,15 @@ def notes(content: Content, other: JobFolder, scores: Sequence[Score]) -> list[s
         worse = values < -_NOTICED if score.higher_is_better else values > _NOTICED
         span: dict[str, Any] = {"high": -_NOTICED} if score.higher_is_better else {"low": _NOTICED}
         if worse.any():
-            text = f"{summary.plural(int(worse.sum()), 'row is', 'rows are')} worse in {score.label.lower()} than in {other.name}"
+            text = f"{summary.plural(int(worse.sum()), 'row is', 'rows are')} worse in {score.label.lower()} than in {name}"
             found.append(summary.Note(text, {"column": column, **span}))
     changed = sum(entry["values"].get("picture_change", 0.0) >= LOOKS_DIFFERENT for entry in entries)
     if changed:
-        text = f"{summary.plural(changed, 'row looks', 'rows look')} different from {other.name}"
+        text = f"{summary.plural(changed, 'row looks', 'rows look')} different from {name}"
         found.append(summary.Note(text, {"column": "picture_change", "low": LOOKS_DIFFERENT}))
     new = sum(entry["values"].get("new") == 1 for entry in entries)
     if new:
-        found.append(summary.Note(f"{summary.plural(new, 'row is', 'rows are')} not in {other.name}", {"column": "new", "low": 0.5}))
+        found.append(summary.Note(f"{summary.plural(new, 'row is', 'rows are')} not in {name}", {"column": "new", "low": 0.5}))
     return found
 
 
@@ -123,7 +130,7 @@ def _changes(now: Mapping[str, Any], then: Mapping[str, Any], scores: Sequence[S
         if isinstance(old, int | float) and math.isfinite(old):
             found[f"{score.column}_then"] = summary.six_figures(old)
             if isinstance(new, int | float):
-                found[f"{score.column}_change"] = summary.six_figures(new - old)
+                found[f"{score.column}_change"] = round(new - old, 6) + 0.0  # never -0
     return found
 
 

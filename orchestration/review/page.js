@@ -7,7 +7,7 @@ function headline() {
   $("job").append(el("bdi", {}, job.name), ` · ${job.kind}`, job.finished ? ` · finished ${job.finished.replace("T", " ").slice(0, 16)} UTC` : " · not finished");
   const figures = [["done", number.format(counts.ok)], ["failed", number.format(counts.failed)]];
   if (counts.reused) figures.push(["reused", number.format(counts.reused)]);
-  for (const score of scores) {
+  for (const score of scores.filter((s) => !s.change)) {
     const d = score.distribution;
     if (d.rows) figures.push([score.label.toLowerCase(), figure(d.median), `median; 90 % between ${figure(d.p05)} and ${figure(d.p95)}`]);
   }

@@ -70,10 +70,14 @@ def write_review(
     nights.add_reused(content, reused, first, max_rows - len(positions))
     data = _numbers(folder, record, shown, ended, reused)
     if against is not None:
-        data["scores"] += [_score(score, _shown_values(content, score.column)) for score in nights.compare(content, against, shown.scores)]
+        changes = nights.compare(content, against, shown.scores)
+        data["scores"] += [{**_score(score, _shown_values(content, score.column)), "change": True} for score in changes]
         found = nights.notes(content, against, shown.scores)
         data["verdict"]["notes"] = [asdict(note) for note in found] + data["verdict"]["notes"]
-        data["shown"] |= {"before": shown.after, "labels": {"before": against.name, "after": folder.name}}
+        data["shown"] |= {
+            "before": shown.after,
+            "labels": {"before": nights.label(against, folder), "after": nights.label(folder, against)},
+        }
     thumbnails.close()
     data |= {"rows": content.as_columns(), "run": _run(folder, record, int(ended.failed.sum()))}
     storage.write_atomic(folder.fs, folder.join("review/index.html"), render(data).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -70,6 +71,14 @@ def test_a_kind_without_a_picture_before_shows_its_words_and_its_layout(tmp_path
     assert values(page, "prompt")["a"] == "a red star, a"
 
 
+def test_all_pictures_that_were_made_of_a_row_are_shown(tmp_path: Path) -> None:
+    folder = job_folder(tmp_path, [made("a", images=[face(1), face(2), face(3)])])
+    write_review(folder, replace(MADE, others="images"))
+    page = data_of(folder)
+    assert len(set(page["rows"]["others"][0])) == 3
+    assert "images" not in page["rows"]["values"]
+
+
 def test_reused_rows_are_on_the_page_with_their_pictures_and_scores(two_nights: tuple[JobFolder, JobFolder]) -> None:
     last, tonight = two_nights
     page = data(tonight)
@@ -88,9 +97,10 @@ def test_reused_rows_are_on_the_page_with_their_pictures_and_scores(two_nights: 
 def test_another_night_stands_before_tonight_row_by_row_with_what_changed(two_nights: tuple[JobFolder, JobFolder]) -> None:
     last, tonight = two_nights
     page = data(tonight, against=last)
-    assert page["shown"]["labels"] == {"before": last.name, "after": tonight.name}
+    assert page["shown"]["labels"] == {"before": last.name, "after": tonight.name}  # of one name, so with their fingerprints
     before = dict(zip(page["rows"]["row_id"], page["rows"]["before"], strict=True))
     assert {name for name, thumb in before.items() if thumb is not None} == {"kept", "worse", "changed", "broke"}
+    assert page["rows"]["before_missing"][page["rows"]["row_id"].index("new")].startswith("not in faces-")
     assert values(page, "final_loss_change") == {"kept": 0.0, "worse": 0.3, "changed": 0.0, "broke": None, "new": None}
     change = values(page, "picture_change")
     assert change["kept"] == change["worse"] == 0.0
@@ -120,6 +130,6 @@ def test_last_is_the_job_before_this_one(tmp_path: Path) -> None:
     second = night(2, reuse="last")
     write_review_again(second, "last")
     page = data_of(second)
-    assert page["shown"]["labels"]["before"] == first.name
+    assert page["shown"]["labels"] == {"before": "n-20261124T010000Z", "after": "n-20261124T020000Z"}
     assert page["verdict"]["sentence"] == "Nothing was left to do: 4 rows are as in earlier jobs."
     assert set(page["rows"]["values"]["reused_from"]) == {first.name}
