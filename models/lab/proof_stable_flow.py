@@ -21,7 +21,6 @@ from models.lab.contact_sheet import write_contact_sheet
 from models.lab.edit_scores import Edit, EditScores, noised_and_denoised, portrait_edits, run, scene_edits, score
 from models.lab.generation_scores import accuracy, picture, pixels
 from models.lab.world import UNSEEN, draw
-from models.methods.flow_layers import layer_count
 from models.methods.stable_flow import Result, StableFlow
 from models.methods.vital_layers import FILE, VitalLayers, most_vital
 from models.metrics import Interval, bootstrap
@@ -92,8 +91,8 @@ def prove(output: Path, data: Path | None, say: Callable[[str], None], weights: 
     for part in (
         lambda: _ranks(method, measured, sizes),
         lambda: _generated(method, measured, reader, edits, sizes, output),
-        lambda: _portraits(method, reader, sizes, output),
-        lambda: _real(method, reader, sizes, output),
+        lambda: _portraits(method, measured, reader, sizes, output),
+        lambda: _real(method, measured, reader, sizes, output),
     ):
         found = part()
         for gate in found[0]:
@@ -124,10 +123,7 @@ def _ranks(method: StableFlow, measured: VitalLayers, sizes: Sizes) -> Part:
 
 def _generated(method: StableFlow, measured: VitalLayers, reader: Reader, edits: Sequence[Edit], sizes: Sizes, output: Path) -> Part:
     """Scenes as the base generates them: which layers are shared, against none, all, and SDEdit."""
-    count = layer_count(method.base.transformer)
-    n = len(measured.chosen)
-    least = most_vital([-value for value in measured.scores], n)
-    layers = {"no injection": (), "vital": measured.chosen, "least vital": least, "all layers": tuple(range(count))}
+    n, layers = len(measured.chosen), _layers(measured)
     arms = {name: _arm(_with(method, vital_layers=chosen), reader, edits) for name, chosen in layers.items()}
     gates = [
         _gate(arms, f"b. PSNR outside the edited object: {n} vital layers over no injection", "vital", "no injection", "preserved"),
@@ -159,10 +155,16 @@ def _generated(method: StableFlow, measured: VitalLayers, reader: Reader, edits:
     return gates, [section, swept + _table("layers shared", lines)], {name: _means(arm) for name, arm in arms.items()}
 
 
-def _portraits(method: StableFlow, reader: Reader, sizes: Sizes, output: Path) -> Part:
+def _layers(measured: VitalLayers) -> dict[str, tuple[int, ...]]:
+    """Which layers each arm shares."""
+    least = most_vital([-value for value in measured.scores], len(measured.chosen))
+    return {"no injection": (), "vital": measured.chosen, "least vital": least, "all layers": tuple(range(len(measured.scores)))}
+
+
+def _portraits(method: StableFlow, measured: VitalLayers, reader: Reader, sizes: Sizes, output: Path) -> Part:
     """Portraits, where no box says what may change: PSNR over the whole picture."""
     edits = portrait_edits(sizes.portraits)
-    arms = {name: _arm(_with(method, **how), reader, edits) for name, how in {"no injection": {"vital_layers": ()}, "vital": {}}.items()}
+    arms = {name: _arm(_with(method, vital_layers=layers), reader, edits) for name, layers in _layers(measured).items()}
     _sheet(output / "portraits.png", edits, arms["vital"].results, {name: arm.results for name, arm in arms.items()})
     section = f"Generated portraits: {sizes.portraits} sources, {len(edits)} edits of hair colour, glasses, shirt or background; "
     section += "PSNR of the whole picture.\n\n"
@@ -170,7 +172,7 @@ def _portraits(method: StableFlow, reader: Reader, sizes: Sizes, output: Path) -
     return [], [section + table], {f"portraits {name}": _means(arm) for name, arm in arms.items()}
 
 
-def _real(method: StableFlow, reader: Reader, sizes: Sizes, output: Path) -> Part:
+def _real(method: StableFlow, measured: VitalLayers, reader: Reader, sizes: Sizes, output: Path) -> Part:
     """Drawn scenes, inverted."""
     edits = scene_edits(sizes.real)
     drawn = torch.stack([pixels(draw(edit.source, edit.number).image) for edit in edits])
@@ -184,7 +186,10 @@ def _real(method: StableFlow, reader: Reader, sizes: Sizes, output: Path) -> Par
     section = f"Real sources: {sizes.real} drawn scenes. PSNR of what the inverted noise leads back to, in dB.\n\n"
     section += "\n".join(["| steps | PSNR |", "|---|---|", *lines])
 
-    ways = {f"nudge {nudge}": {"nudge": nudge} for nudge in NUDGES} | {"authors_index": {"realignment": "authors_index"}}
+    ways: dict[str, dict[str, Any]] = {f"nudge {nudge}": {"nudge": nudge} for nudge in NUDGES} | {
+        "authors_index": {"realignment": "authors_index"}
+    }
+    ways |= {f"nudge 1.0, {name}": {"nudge": 1.0, "vital_layers": layers} for name, layers in _layers(measured).items() if name != "vital"}
     arms = {name: _arm(_with(method, **how), reader, edits, drawn) for name, how in ways.items()}
     with torch.inference_mode():
         nudged = method.base.decode(method.settings.nudge * method.base.encode(drawn))
