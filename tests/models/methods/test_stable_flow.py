@@ -20,7 +20,7 @@ PROMPTS = ["a red star", "a blue star", "a green dog on the left"]
 
 def velocity(layers: Sequence[int], prompts: Sequence[str] = PROMPTS, **options: Any) -> Tensor:
     """One velocity (B,16,16) of rows with the same noise, all injected by row 0."""
-    base = tiny_flow_base(guidance_embeds=options.pop("guidance_embeds", True))
+    base = tiny_flow_base(guidance_embeds=True, t5=options.pop("t5", False))
     encoded, numbers = Prompts.encode(base, prompts)
     rows = [Row(numbers[prompt], 1.0 if i == 0 else 3.0, 0) for i, prompt in enumerate(prompts)]
     x = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(5)).expand(len(rows), -1, -1)
@@ -68,10 +68,11 @@ def test_packed_equals_padded_where_texts_are_as_long_as_the_tower_reads() -> No
     assert_close(velocity(LAYERS, long, packed=True), velocity(LAYERS, long), atol=1e-5, rtol=0)
 
 
-def test_a_packed_row_does_not_depend_on_how_long_its_neighbours_texts_are() -> None:
-    mixed = velocity(LAYERS, packed=True)
-    assert_close(velocity(LAYERS, PROMPTS[:2], packed=True), mixed[:2], atol=1e-5, rtol=0)
-    assert largest(mixed, velocity(LAYERS)) > 1e-5  # padding is looked at where it is not packed
+@pytest.mark.parametrize("t5", [False, True])
+def test_a_packed_row_does_not_depend_on_how_long_its_neighbours_texts_are(t5: bool) -> None:
+    mixed = velocity(LAYERS, packed=True, t5=t5)
+    assert_close(velocity(LAYERS, PROMPTS[:2], packed=True, t5=t5), mixed[:2], atol=1e-5, rtol=0)
+    assert largest(mixed, velocity(LAYERS, t5=t5)) > 1e-5  # padding is looked at where it is not packed
 
 
 @pytest.mark.parametrize("how", ["aligned", "authors_index"])
