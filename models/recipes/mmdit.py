@@ -28,13 +28,14 @@ from models.recipes.towers import CAPTIONS
 from models.training.drawings import captions
 from models.training.latents import latents
 from models.training.loop import fit, keyed
+from models.training.times import noisy_share
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 7_000  # optimizer steps; may be changed on resuming
+    steps: int = 9_600  # optimizer steps; may be changed on resuming
     minutes: float | None = None
     pictures: int = 48_000
     cache: str | None = None  # folder of drawn pictures and latents, to share between recipes; default: <out>/cache
@@ -47,7 +48,8 @@ class Config:
     single: int = 6  # blocks with one stream
     axes: tuple[int, int, int] = (8, 12, 12)  # rotary channels
     text_drop: float = 0.1  # share of pictures without a caption, for guidance
-    time_mean: float = 0.0  # of the logit-normal times
+    time_mean: float = 0.5  # of the logit-normal times
+    noisy: float = 0.4  # share of pictures in the noisiest tenth of the times, where places are decided
     lr: float = 1.5e-3
     warmup: int = 200
     decay: float = 0.35
@@ -102,6 +104,7 @@ def train(cfg: Config, out: Path) -> None:
         clean = pictures[at].float()
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.sigmoid(cfg.time_mean + torch.randn(cfg.batch, generator=generator))  # 1: noise
+        times = noisy_share(times, cfg.noisy, generator)
         noisy = clean + times[:, None, None] * (noise - clean)
         told = model.text(input_ids=said)
         found = model.transformer(
