@@ -11,15 +11,16 @@ from torch import Tensor
 from models.bases import FlowBase
 from models.lab.captions import caption
 from models.lab.generation_scores import pixels
-from models.lab.scenes import COLOURS, PLACES, SHAPES, Scene
+from models.lab.scenes import COLOURS, PLACES, RADIUS, SHAPES, Scene, Thing
 from models.lab.world import PORTRAIT_VALUES, UNSEEN, Subject, draw, random_portrait, random_scene
 from models.methods.flow_rows import Prompts, Row, velocity_field
 from models.methods.flow_schedule import denoise, shift_of, sigmas
 from models.methods.stable_flow import Request, Result, StableFlow
-from models.nets.reader import Reader, crops
+from models.nets.reader import THING_VALUES, Reader, crops
 from models.sampling import noise, pack, unpack
 
-REACH = 0.27  # half a side of where an object may lie around its named place, as a fraction of the picture
+REACH = 0.27  # half a side of where an object may lie around a place, as a fraction of the picture
+OBJECT = sum(RADIUS) / 2  # half an object's extent
 SOURCES_A_CALL = 16
 EDITABLE = ("hair_colour", "glasses", "shirt", "background")  # of portraits
 FIRST_SOURCE = UNSEEN + 10_000  # no prompt that layers were scored on
@@ -27,14 +28,14 @@ FIRST_SOURCE = UNSEEN + 10_000  # no prompt that layers were scored on
 
 @dataclass(frozen=True)
 class Edit:
-    """One attribute of picture `number` changed. `region` (x0, y0, x1, y1 as fractions): where the change may show; None: anywhere."""
+    """One attribute of picture `number` changed; of a scene, one of its objects, `before` the change."""
 
     number: int
     source: Subject
     edited: Subject
     attribute: str
     value: str
-    region: tuple[float, float, float, float] | None
+    before: Thing | None = None
 
     def request(self, *, real: bool = False) -> Request:
         """The edit of the generated picture, or of the drawn one."""
@@ -44,16 +45,20 @@ class Edit:
 
 @dataclass(frozen=True)
 class EditScores:
-    """A value an edit: `preserved`, PSNR in dB outside its region against the source; `succeeded`, 1 where the reader finds the new value."""
+    """A value an edit: `preserved`, PSNR in dB against the source outside the place of the object that changes; `succeeded`, 1 where the reader
+    finds what was asked for. NaN where the source does not show what is to be changed."""
 
     preserved: Tensor
     succeeded: Tensor
 
     def by_source(self, edits: Sequence[Edit]) -> EditScores:
-        """Means over the edits of each source: what a bootstrap may draw from."""
+        """Means over the edits of each source: what a bootstrap may draw from. NaN where no edit of a source has a value."""
         _numbers, of = torch.unique_consecutive(torch.tensor([edit.number for edit in edits]), return_inverse=True)
-        count = torch.bincount(of)
-        return EditScores(*(torch.zeros(len(count)).index_add(0, of, x) / count for x in (self.preserved, self.succeeded)))
+        known = (~self.preserved.isnan()).float()
+        count = torch.zeros(int(of.max()) + 1).index_add(0, of, known)
+        return EditScores(
+            *(torch.zeros(len(count)).index_add(0, of, x.nan_to_num() * known) / count for x in (self.preserved, self.succeeded))
+        )
 
 
 def scene_edits(sources: int, first: int = FIRST_SOURCE) -> list[Edit]:
@@ -66,9 +71,7 @@ def scene_edits(sources: int, first: int = FIRST_SOURCE) -> list[Edit]:
             taken = {getattr(thing, attribute) for thing in scene.things}
             value = _other(values, taken, generator)
             things = tuple(replace(thing, **{attribute: value}) if i == at else thing for i, thing in enumerate(scene.things))
-            x, y = PLACES[scene.things[at].place]
-            region = (max(0.0, x - REACH), max(0.0, y - REACH), min(1.0, x + REACH), min(1.0, y + REACH))
-            edits.append(Edit(number, scene, Scene(things, scene.background), attribute, value, region))
+            edits.append(Edit(number, scene, Scene(things, scene.background), attribute, value, scene.things[at]))
     return edits
 
 
@@ -81,7 +84,7 @@ def portrait_edits(sources: int, first: int = FIRST_SOURCE) -> list[Edit]:
         names = [name for name in EDITABLE if portrait.hair != "bald" or name != "hair_colour"]
         for at in torch.randperm(len(names), generator=generator)[:2].tolist():
             value = _other(tuple(PORTRAIT_VALUES[names[at]]), {getattr(portrait, names[at])}, generator)
-            edits.append(Edit(number, portrait, replace(portrait, **{names[at]: value}), names[at], value, None))
+            edits.append(Edit(number, portrait, replace(portrait, **{names[at]: value}), names[at], value))
     return edits
 
 
@@ -95,19 +98,30 @@ def run(method: StableFlow, edits: Sequence[Edit], *, real: bool = False) -> lis
     return results
 
 
+@torch.inference_mode()
 def score(reader: Reader, edits: Sequence[Edit], edited_E3HW: Tensor, sources_E3HW: Tensor) -> EditScores:
-    """Compare edited pictures with their sources and read what was to change."""
+    """Compare edited pictures with their sources and read what was to change.
+
+    The source's object is looked for in all nine places, since a base may put it elsewhere than its caption says. The edit has succeeded where the
+    new value is read in that place: an object that moves has not been edited. Preservation leaves the place out.
+    """
     preserved, succeeded = [], []
     for edit, edited, source in zip(edits, edited_E3HW, sources_E3HW, strict=True):
-        outside = _outside(edit.region, edited.shape[-1])
-        error = (edited - source).square().mean(0)[outside].mean() / 4
-        preserved.append(-10 * error.clamp(min=1e-10).log10())
-        if edit.region is None:
-            read = reader.read(edited[None], "portrait")[0]
+        kept = torch.ones(source.shape[-2:], dtype=torch.bool)
+        if edit.before is None:
+            succeeded.append(float(reader.read(edited[None], "portrait")[0][edit.attribute] == edit.value))
         else:
-            at = [thing.place for thing in _scene(edit).things].index(_place(edit))
-            read = reader.read(crops(edited[None], [draw(edit.source, edit.number).boxes[at]]), "thing")[0]
-        succeeded.append(float(read[edit.attribute] == edit.value))
+            place = _place(reader, source, edit.before)
+            if place is None:
+                preserved.append(torch.tensor(torch.nan))
+                succeeded.append(torch.nan)
+                continue
+            x0, y0, x1, y1 = (min(max(round(edge * len(kept)), 0), len(kept)) for edge in _box(place, REACH))
+            kept[y0:y1, x0:x1] = False
+            read = reader.read(crops(edited[None], [_box(place, OBJECT)]), "thing")[0]
+            succeeded.append(float(read[edit.attribute] == edit.value))
+        error = (edited - source).square().mean(0)[kept].mean() / 4
+        preserved.append(-10 * error.clamp(min=1e-10).log10())
     return EditScores(torch.stack(preserved), torch.tensor(succeeded))
 
 
@@ -132,25 +146,21 @@ def noised_and_denoised(
     return torch.cat(found)
 
 
-def _scene(edit: Edit) -> Scene:
-    assert isinstance(edit.source, Scene)
-    return edit.source
+def _place(reader: Reader, image_3HW: Tensor, thing: Thing) -> str | None:
+    """Where a picture shows an object of this shape and colour, most clearly if in several places; None: nowhere."""
+    logits = reader(crops(image_3HW.expand(len(PLACES), -1, -1, -1), [_box(place, OBJECT) for place in PLACES]), "thing")
+    shown, certain = torch.ones(len(PLACES), dtype=torch.bool), torch.ones(len(PLACES))
+    for name, value in (("shape", thing.shape), ("colour", thing.colour)):
+        index = THING_VALUES[name].index(value)
+        shown &= logits[name].argmax(1) == index
+        certain *= logits[name].softmax(1)[:, index]
+    return list(PLACES)[int((certain * shown).argmax())] if shown.any() else None
 
 
-def _place(edit: Edit) -> str:
-    """The place of the object that changes."""
-    assert isinstance(edit.edited, Scene)
-    pairs = zip(_scene(edit).things, edit.edited.things, strict=True)
-    return next(before.place for before, after in pairs if before != after)
-
-
-def _outside(region: tuple[float, float, float, float] | None, side: int) -> Tensor:
-    """(side, side) bool: pixels that are to be kept."""
-    kept = torch.ones(side, side, dtype=torch.bool)
-    if region is not None:
-        x0, y0, x1, y1 = (round(edge * side) for edge in region)
-        kept[y0:y1, x0:x1] = False
-    return kept
+def _box(place: str, reach: float) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 as fractions: a square around a place."""
+    x, y = PLACES[place]
+    return x - reach, y - reach, x + reach, y + reach
 
 
 def _other(values: Sequence[str], taken: set[str], generator: torch.Generator) -> str:

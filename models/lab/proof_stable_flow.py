@@ -19,7 +19,7 @@ from torchmetrics.functional.regression import spearman_corrcoef
 from models.catalog import lab_path
 from models.lab.contact_sheet import write_contact_sheet
 from models.lab.edit_scores import Edit, EditScores, noised_and_denoised, portrait_edits, run, scene_edits, score
-from models.lab.generation_scores import accuracy, picture, pixels
+from models.lab.generation_scores import picture, pixels
 from models.lab.world import UNSEEN, draw
 from models.methods.stable_flow import Result, StableFlow
 from models.methods.vital_layers import FILE, VitalLayers, most_vital
@@ -124,33 +124,36 @@ def _ranks(method: StableFlow, measured: VitalLayers, sizes: Sizes) -> Part:
 def _generated(method: StableFlow, measured: VitalLayers, reader: Reader, edits: Sequence[Edit], sizes: Sizes, output: Path) -> Part:
     """Scenes as the base generates them: which layers are shared, against none, all, and SDEdit."""
     n, layers = len(measured.chosen), _layers(measured)
-    arms = {name: _arm(_with(method, vital_layers=chosen), reader, edits) for name, chosen in layers.items()}
+    arms = {"vital": _arm(method, reader, edits)}
+    sources = torch.stack(_references(arms["vital"].results))
+    arms = {name: arms.get(name) or _arm(_with(method, vital_layers=chosen), reader, edits, sources) for name, chosen in layers.items()}
     gates = [
         _gate(arms, f"b. PSNR outside the edited object: {n} vital layers over no injection", "vital", "no injection", "preserved"),
         _gate(arms, f"c. the same over the {n} least vital layers", "vital", "least vital", "preserved"),
         _gate(arms, "d. the edit succeeds: vital layers over all layers", "vital", "all layers", "succeeded"),
     ]
     lines = [f"| {name} ({', '.join(map(str, layers[name])) or '-'}) | {arm.cells()} |" for name, arm in arms.items()]
-    shown = accuracy(reader, torch.stack(_references(arms["vital"].results[::2])), [draw(e.source, e.number) for e in edits[::2]])
+    usable = int((~score(reader, edits, sources, sources).preserved.isnan()).sum())
     section = (
-        f"Generated scenes: {sizes.sources} sources, {len(edits)} edits, {sizes.steps} steps, guidance {GUIDANCE}. What the "
-        f"sources themselves show of their captions: {', '.join(f'{name} {value:.2f}' for name, value in shown.items())}.\n\n"
+        f"Generated scenes: {sizes.sources} sources of {sizes.steps} steps, guidance {GUIDANCE}; {usable} of {len(edits)} edits are of an object that "
+        "the source shows, the others are left out.\n\n"
     ) + _table("layers shared", lines)
-    price = bootstrap(arms["vital"].scores.succeeded - arms["no injection"].scores.succeeded)
+    price = _interval(arms["vital"].scores.succeeded - arms["no injection"].scores.succeeded)
     section += f"\n\nThe price of preservation, success with vital layers less success without injection: {price}."
     _sheet(output / "generated.png", edits, arms["vital"].results, {name: arm.results for name, arm in arms.items()})
 
     few, lines = edits[: 2 * sizes.swept], []
     for number in COUNTS:
         chosen = most_vital(measured.scores, number)
-        lines.append(f"| {number}: {', '.join(map(str, chosen))} | {_arm(_with(method, vital_layers=chosen), reader, few).cells()} |")
+        lines.append(
+            f"| {number}: {', '.join(map(str, chosen))} | {_arm(_with(method, vital_layers=chosen), reader, few, sources[: len(few)]).cells()} |"
+        )
     for share in (0.25, 0.5, 0.75):
-        arm = _arm(_with(method, injection_steps=share), reader, few)
+        arm = _arm(_with(method, injection_steps=share), reader, few, sources[: len(few)])
         lines.append(f"| {n}, in the first {share:.0%} of the steps | {arm.cells()} |")
-    sources = torch.stack(_references(arms["vital"].results[: len(few)]))
     for strength in STRENGTHS:
-        made = noised_and_denoised(method.base, few, sources, strength, sizes.steps, GUIDANCE)
-        lines.append(f"| SDEdit from sigma {strength} | {Arm([], score(reader, few, made, sources).by_source(few)).cells()} |")
+        made = noised_and_denoised(method.base, few, sources[: len(few)], strength, sizes.steps, GUIDANCE)
+        lines.append(f"| SDEdit from sigma {strength} | {Arm([], score(reader, few, made, sources[: len(few)]).by_source(few)).cells()} |")
     swept = f"The most vital layers by number, fewer steps, and SDEdit on the same base: the first {sizes.swept} sources.\n\n"
     return gates, [section, swept + _table("layers shared", lines)], {name: _means(arm) for name, arm in arms.items()}
 
@@ -190,7 +193,7 @@ def _real(method: StableFlow, measured: VitalLayers, reader: Reader, sizes: Size
         "authors_index": {"realignment": "authors_index"}
     }
     ways |= {f"nudge 1.0, {name}": {"nudge": 1.0, "vital_layers": layers} for name, layers in _layers(measured).items() if name != "vital"}
-    arms = {name: _arm(_with(method, **how), reader, edits, drawn) for name, how in ways.items()}
+    arms = {name: _arm(_with(method, **how), reader, edits, drawn, real=True) for name, how in ways.items()}
     with torch.inference_mode():
         nudged = method.base.decode(method.settings.nudge * method.base.encode(drawn))
     largest = (torch.stack(_references(arms[f"nudge {method.settings.nudge}"].results)) - nudged).abs().max().item()
@@ -209,11 +212,11 @@ def _real(method: StableFlow, measured: VitalLayers, reader: Reader, sizes: Size
     return gates, [section], facts | {f"inversion {steps}": float(values.mean()) for steps, values in inverted.items()}
 
 
-def _arm(method: StableFlow, reader: Reader, edits: Sequence[Edit], drawn: Tensor | None = None) -> Arm:
-    """Edit and score, against the generated references or the drawn pictures."""
-    results = run(method, edits, real=drawn is not None)
-    sources = torch.stack(_references(results)) if drawn is None else drawn
-    return Arm(results, score(reader, edits, torch.stack([result.edited for result in results]), sources).by_source(edits))
+def _arm(method: StableFlow, reader: Reader, edits: Sequence[Edit], sources: Tensor | None = None, *, real: bool = False) -> Arm:
+    """Edit and score, against `sources`, else against the arm's own references."""
+    results = run(method, edits, real=real)
+    against = torch.stack(_references(results)) if sources is None else sources
+    return Arm(results, score(reader, edits, torch.stack([result.edited for result in results]), against).by_source(edits))
 
 
 def _with(method: StableFlow, **changes: Any) -> StableFlow:
@@ -230,16 +233,18 @@ def _psnr(result: Result) -> float:
 
 
 def _gate(arms: Mapping[str, Arm], claim: str, better: str, worse: str, measure: str) -> Gate:
-    gain = bootstrap(getattr(arms[better].scores, measure) - getattr(arms[worse].scores, measure))
+    gain = _interval(getattr(arms[better].scores, measure) - getattr(arms[worse].scores, measure))
     return Gate(claim, f"by {gain}{' dB' if measure == 'preserved' else ''}", gain.low > 0)
 
 
 def _interval(values: Tensor) -> Interval:
-    return bootstrap(values)
+    """Over the sources that show what is to be changed; NaN, which passes no gate, where fewer than two do."""
+    known = values[~values.isnan()]
+    return bootstrap(known) if len(known) > 1 else Interval(*[float("nan")] * 3)
 
 
 def _means(arm: Arm) -> dict[str, float]:
-    return {"preserved": float(arm.scores.preserved.mean()), "succeeded": float(arm.scores.succeeded.mean())}
+    return {"preserved": float(arm.scores.preserved.nanmean()), "succeeded": float(arm.scores.succeeded.nanmean())}
 
 
 def _table(head: str, lines: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from math import nan
 
 import pytest
 import torch
@@ -71,3 +72,22 @@ def test_scores_are_averaged_over_the_edits_of_a_source() -> None:
     scores = EditScores(torch.tensor([1.0, 3.0, 10.0, 20.0]), torch.tensor([0.0, 1.0, 1.0, 1.0])).by_source(edits)
     assert (scores.preserved.tolist(), scores.succeeded.tolist()) == ([2, 15], [0.5, 1])
     assert edits[0].number == FIRST_SOURCE
+    some = EditScores(torch.tensor([nan, 3.0, nan, nan]), torch.tensor([nan, 1.0, nan, nan])).by_source(edits)
+    assert (some.preserved[0], some.succeeded[0]) == (3, 1)
+    assert some.preserved[1].isnan()
+
+
+def test_an_object_is_found_wherever_it_is_and_an_edit_of_what_is_not_there_is_left_out(reader: Reader) -> None:
+    (edit, _other) = scene_edits(1)
+    assert isinstance(edit.source, Scene)
+    places = [thing.place for thing in edit.source.things]
+    moved = Scene(tuple(replace(t, place=p) for t, p in zip(edit.source.things, places[::-1], strict=True)), edit.source.background)
+    assert edit.before is not None
+    colour, shape = edit.before.colour, edit.before.shape
+    changed = Scene(tuple(replace(t, colour=edit.value) if t.shape == shape else t for t in moved.things), moved.background)
+    before, after = (pixels(draw(scene, edit.number).image)[None] for scene in (moved, changed))
+    found = score(reader, [edit], after, before)
+    assert found.succeeded.tolist() == [1]
+    assert found.preserved.item() > 40
+    without = Scene(tuple(t for t in edit.source.things if t.colour != colour), edit.source.background)
+    assert score(reader, [edit], after, pixels(draw(without, edit.number).image)[None]).preserved.isnan().all()
