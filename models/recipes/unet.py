@@ -1,6 +1,7 @@
 """Train the lab's text-to-image U-Net of Stable Diffusion's topology on the drawn world (`calotype train unet`).
 
-It learns velocities (v-prediction) in the lab autoencoder's latents; its text tower starts from the lab towers' and is trained with it.
+It learns velocities (v-prediction) in the lab autoencoder's latents; its text tower starts from the
+lab transformer's and is trained with it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Config:
     pictures: int = 48_000
     cache: str | None = None  # folder of drawn pictures and latents, to share between recipes; default: <out>/cache
     autoencoder: str | None = None  # folder of the autoencoder; default: the one that ships
-    towers: str | None = None  # folder of the towers whose text tower is the start; default: the one that ships
+    text: str | None = None  # folder whose text_encoder is the start; default: lab/mmdit's, which tells left from right
     batch: int = 32
     channels: tuple[int, ...] = (64, 128)
     head_dim: int = 32
@@ -92,7 +93,7 @@ def scheduler() -> DDIMScheduler:
 def train(cfg: Config, out: Path) -> None:
     """Train until `cfg.steps` (or `cfg.minutes`), resuming from out/checkpoint.pt; then write the lab folder out/unet (diffusers layout)."""
     vae_folder = Path(cfg.autoencoder) if cfg.autoencoder else lab_path("autoencoder")
-    towers_folder = Path(cfg.towers) if cfg.towers else lab_path("towers")
+    text_folder = Path(cfg.text) if cfg.text else lab_path("mmdit")
     vae = AutoencoderKL.from_pretrained(vae_folder / "vae").eval().requires_grad_(False)
     cache = cache_folder(cfg.cache, out)
     pictures = latents(vae, cfg.pictures, cache)
@@ -100,7 +101,7 @@ def train(cfg: Config, out: Path) -> None:
     empty = torch.tensor(tokenizer()("", padding="max_length").input_ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        text = CLIPTextModel.from_pretrained(towers_folder / "text_encoder", torch_dtype=torch.float32)
+        text = CLIPTextModel.from_pretrained(text_folder / "text_encoder", torch_dtype=torch.float32)
         model = TextToImage(cfg, text, pictures.shape[1])
     alphas = scheduler().alphas_cumprod
 

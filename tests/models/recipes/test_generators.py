@@ -49,7 +49,7 @@ def configured(name: str, folder: Path) -> Any:
         return reader.Config(read=30, **common)
     found: dict[str, Any] = {"autoencoder": str(folder / "autoencoder")}
     if name == "unet":
-        return unet.Config(towers=str(folder / "towers"), channels=(16, 32), head_dim=16, **common, **found)
+        return unet.Config(text=str(folder / "towers"), channels=(16, 32), head_dim=16, **common, **found)
     return mmdit.Config(text=str(folder / "towers"), double=1, single=1, heads=1, head_dim=16, axes=(4, 6, 6), **common, **found)
 
 
