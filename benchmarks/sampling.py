@@ -56,6 +56,8 @@ def pipeline_of(base: UNetBase | FlowBase) -> Any:
             base.vae, base.text_encoder, base.tokenizer, base.unet, base.scheduler, None, None, requires_safety_checker=False
         )  # fmt: skip
     else:
+        if base.vae.config["shift_factor"] is None:
+            base.vae.register_to_config(shift_factor=0.0)  # which it means; FluxPipeline would add None
         made = FluxPipeline(
             base.scheduler, base.vae, base.text_encoder, base.tokenizer, base.text_encoder_2, base.tokenizer_2, base.transformer
         )
