@@ -46,4 +46,6 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.row_cost
 	$(BIN)/python -m benchmarks.reference_cache
 	$(BIN)/python -m benchmarks.manifest_scale
-
+	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.layouts
+	$(BIN)/python -m benchmarks.edits

@@ -32,6 +32,9 @@ from models.training.times import even_times, noisy_share
 
 logger = logging.getLogger(__name__)
 
+SETTINGS = {"num_inference_steps": 20, "guidance_scale": 3.0, "guidance_steps": 6, "refine_from": 6, "refine_every": 2}
+"""How methods run on it where a job says nothing: the paper's proportions at 20 steps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -136,6 +139,7 @@ def export(model: TextToImage, vae: Any, out: Path, facts: Mapping[str, Any]) ->
         "method": "text_to_image",
         "tier": "lab",
         "topology": "stable-diffusion",
+        "settings": SETTINGS,
         **facts,
     }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")

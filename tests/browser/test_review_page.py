@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def test_the_headline_and_the_numbers_are_there(visit: Visit, page_path: str) ->
 
 def test_pictures_near_the_window_are_loaded_and_others_are_not(visit: Visit, page_path: str) -> None:
     page = visit(page_path)
-    page.wait_for_function("document.querySelector('#sheet .well img').naturalWidth > 0")
+    expect(page.locator("#sheet .well img").first).to_have_js_property("complete", True)
+    assert page.evaluate("document.querySelector('#sheet .well img').naturalWidth > 0")
     assert page.locator("#sheet .card").count() < 60
     assert page.evaluate("[...document.querySelectorAll('img')].every((i) => i.loading === 'lazy')")
 
@@ -196,7 +198,7 @@ def test_nothing_is_wider_than_the_window(visit: Visit, page_path: str, width: i
 
 def test_pictures_arriving_move_nothing(visit: Visit, page_path: str) -> None:
     page = visit(page_path)
-    page.wait_for_function("[...document.querySelectorAll('#sheet .well img')].some((i) => i.complete)")
+    expect(page.locator("#sheet .well img").first).to_have_js_property("complete", True)
     shift = page.evaluate(
         """() => new Promise((done) => {
             let total = 0;
@@ -240,7 +242,7 @@ def test_ten_thousand_rows_scroll_and_filter(visit: Visit, tmp_path: Path) -> No
     page = visit(write_review(folder, SHOWN))
     expect(page.locator("#count")).to_have_text("10,000 rows")
     page.evaluate("window.scrollTo(0, document.body.scrollHeight / 2)")
-    page.wait_for_function("document.querySelector('#sheet .card').getAttribute('aria-posinset') > 4000")
+    expect(page.locator("#sheet .card").first).to_have_attribute("aria-posinset", re.compile(r"[4-9]\d{3}"))
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
     page.get_by_role("button", name="Open photo-09999").wait_for()
     assert page.locator("#sheet .card").count() < 100
