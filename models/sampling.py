@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from models.bases import FlowBase, Text, UNetBase
@@ -213,17 +212,20 @@ def flow_prediction(
 
 def set_flow_timesteps(scheduler: Any, steps: int, tokens: int, device: torch.device) -> None:
     """Times from 1 to 1/steps, shifted by the number of image tokens where the scheduler shifts dynamically, as FluxPipeline sets them."""
-    config = scheduler.config
-    sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
-    mu = calculate_shift(
-        tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
+    sigmas = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+    mu = flow_shift(scheduler.config, tokens)
     scheduler.set_timesteps(steps, device=device, sigmas=sigmas, mu=mu)
     scheduler.set_begin_index(0)
+
+
+def flow_shift(config: Mapping[str, Any], tokens: int) -> float:
+    """mu by the number of image tokens, on the line that a flow scheduler's configuration gives; FLUX's where it is silent.
+
+    Ours, for diffusers keeps it in a pipeline's module, whose import takes seconds and warns of what no one here uses.
+    """
+    fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return low + (high - low) / (most - fewest) * (tokens - fewest)
 
 
 def pack(latents_BChw: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
+
+from models.sampling import flow_shift
 
 Velocity = Callable[[Tensor, float], Tensor]
 """(latents (B,N,C), sigma) -> velocity (B,N,C)."""
@@ -30,8 +31,7 @@ def shift_of(scheduler: Mapping[str, Any], image_tokens: int) -> float:
     """mu of a FlowMatchEulerDiscreteScheduler's configuration: by the number of image tokens where it says so, else its constant shift's log."""
     if not scheduler["use_dynamic_shifting"]:
         return math.log(scheduler["shift"])
-    named = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    return calculate_shift(image_tokens, *(scheduler[name] for name in named))
+    return flow_shift(scheduler, image_tokens)
 
 
 def step(velocity: Velocity, x: Tensor, sigma: float, to: float) -> Tensor:

@@ -19,12 +19,12 @@ from models.checkpoints import save_network
 from models.lab.captions import MAX_TOKENS, tokenizer
 from models.lab.world import SIDE
 from models.recipes.autoencoder import cache_folder
+from models.training.captioned import CAPTIONS
 from models.training.drawings import captions, drawings, to_unit
 from models.training.loop import fit, keyed
 
 logger = logging.getLogger(__name__)
 
-CAPTIONS = 6  # of each picture
 HELD_OUT = 1000  # the last pictures drawn are measured on
 
 

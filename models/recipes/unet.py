@@ -1,36 +1,25 @@
 """Train the lab's text-to-image U-Net of Stable Diffusion's topology on the drawn world (`calotype train unet`).
 
-It learns velocities (v-prediction) in the lab autoencoder's latents; its text tower starts from the
-lab transformer's and is trained with it.
+It learns velocities (v-prediction) in the lab autoencoder's latents; its text tower starts from the lab transformer's and is
+trained with it.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
-from models.catalog import lab_path
-from models.checkpoints import save_network
-from models.lab.captions import tokenizer
 from models.recipes.autoencoder import cache_folder
-from models.recipes.towers import CAPTIONS
-from models.training.drawings import captions
-from models.training.latents import latents
+from models.training.captioned import Captioned, text_tower, write_base
 from models.training.loop import fit, keyed
 from models.training.times import even_times, noisy_share
-
-logger = logging.getLogger(__name__)
 
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 3.0, "guidance_steps": 6, "refine_from": 6, "refine_every": 2}
 """How methods run on it where a job says nothing: the paper's proportions at 20 steps."""
@@ -95,51 +84,33 @@ def scheduler() -> DDIMScheduler:
 
 def train(cfg: Config, out: Path) -> None:
     """Train until `cfg.steps` (or `cfg.minutes`), resuming from out/checkpoint.pt; then write the lab folder out/unet (diffusers layout)."""
-    vae_folder = Path(cfg.autoencoder) if cfg.autoencoder else lab_path("autoencoder")
-    text_folder = Path(cfg.text) if cfg.text else lab_path("mmdit")
-    vae = AutoencoderKL.from_pretrained(vae_folder / "vae").eval().requires_grad_(False)
-    cache = cache_folder(cfg.cache, out)
-    pictures = latents(vae, cfg.pictures, cache)
-    ids = captions(cfg.pictures, CAPTIONS, cache)
-    empty = torch.tensor(tokenizer()("", padding="max_length").input_ids)
+    data = Captioned.read(cfg.pictures, cfg.autoencoder, cache_folder(cfg.cache, out))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        text = CLIPTextModel.from_pretrained(text_folder / "text_encoder", torch_dtype=torch.float32)
-        model = TextToImage(cfg, text, pictures.shape[1])
+        model = TextToImage(cfg, text_tower(cfg.text, "mmdit"), data.latents.shape[1])
     alphas = scheduler().alphas_cumprod
 
     def loss(step: int) -> tuple[Tensor, Mapping[str, float]]:
         generator = keyed(cfg.seed, step)
-        at = torch.randint(cfg.pictures, (cfg.batch,), generator=generator)
-        said = ids[at, torch.randint(CAPTIONS, (cfg.batch,), generator=generator)]
-        said[torch.rand(cfg.batch, generator=generator) < cfg.text_drop] = empty
-        clean = pictures[at].float()
-        noise = torch.randn(clean.shape, generator=generator)
+        batch = data.draw(cfg.batch, cfg.text_drop, generator)
         times = noisy_share(even_times(cfg.batch, generator), cfg.noisy, generator)
         times = (times * len(alphas)).long().clamp(max=len(alphas) - 1)
         signal = alphas[times, None, None, None]
-        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
-        velocity = signal.sqrt() * noise - (1 - signal).sqrt() * clean
-        found = model.unet(noisy, times, model.text(input_ids=said).last_hidden_state).sample
+        noisy = signal.sqrt() * batch.clean + (1 - signal).sqrt() * batch.noise
+        velocity = signal.sqrt() * batch.noise - (1 - signal).sqrt() * batch.clean
+        found = model.unet(noisy, times, model.text(input_ids=batch.ids).last_hidden_state).sample
         return (found - velocity).square().mean(), {}
 
     steps = fit(model, loss, cfg, out)
-    export(model, vae, out, {"recipe": "unet", "seed": cfg.seed, "steps": steps, "samples": steps * cfg.batch, "data": "drawn world"})
-
-
-def export(model: TextToImage, vae: Any, out: Path, facts: Mapping[str, Any]) -> None:
-    """Write the lab folder out/unet in diffusers layout, fp16, with its card."""
-    folder = out / "unet"
-    for name, network in (("unet", model.unet), ("text_encoder", model.text), ("vae", vae)):
-        save_network(network, folder / name)
-    tokenizer().save_pretrained(folder / "tokenizer")
-    scheduler().save_pretrained(folder / "scheduler")
-    card = {
+    facts = {
         "summary": "text to image of the drawn world, 32 px, Stable Diffusion's topology",
-        "method": "text_to_image",
-        "tier": "lab",
         "topology": "stable-diffusion",
         "settings": SETTINGS,
-        **facts,
+        "recipe": "unet",
+        "seed": cfg.seed,
+        "steps": steps,
+        "samples": steps * cfg.batch,
+        "data": "drawn world",
     }
-    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    networks = {"unet": model.unet, "text_encoder": model.text, "vae": data.vae}
+    write_base(out / "unet", networks, scheduler(), facts)
