@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from models.metrics import rank_1
 from models.nets.identity import SIDE, IdentityNet
 from models.recipes.instant_restore import ATTRIBUTION, LIGHT, read_pools
 from models.recipes.instant_restore import Config as RestorerConfig
-from models.training.loop import Averaged, keyed, learning_rate, load_checkpoint, save_checkpoint
+from models.training.loop import fit, keyed
 from models.training.photographs import Person, drawn_person
 from models.training.views import Moves, crop, greyed, random_factors, random_placement, recolour
 
@@ -46,6 +45,8 @@ class Config:
     lr: float = 1.5e-3
     warmup: int = 50
     decay: float = 0.4
+    weight_decay: float = 0.02
+    clip: float | None = None
     average: float = 0.99
     save_every: int = 200
     seed: int = 0
@@ -53,39 +54,17 @@ class Config:
 
 def train(cfg: Config, out: Path) -> None:
     """Train until `cfg.steps` (or `cfg.minutes`), resuming from out/checkpoint.pt; then write the lab folder out/identity."""
-    started = time.monotonic()
     pools = read_pools(RestorerConfig(data=cfg.data))
     drawn = functools.lru_cache(maxsize=None)(lambda number: drawn_person(number, cfg.drawn_views))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         net = IdentityNet()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=cfg.lr, weight_decay=0.02, fused=True)
-    average, step = Averaged(net, cfg.average), 0
-    state = load_checkpoint(out / "checkpoint.pt", cfg, may_differ=("steps", "minutes", "data", "save_every"))
-    if state is not None:
-        net.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.load_state_dict(state["average"])
-        step = state["step"]
-    while step < cfg.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, cfg.steps, cfg.lr, cfg.warmup, cfg.decay)
+
+    def loss(step: int) -> tuple[Tensor, Mapping[str, float]]:
         first, second = draw_batch(cfg, pools.everybody, drawn, step)
-        loss = contrast(net(first), net(second), cfg.temperature)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        average.update(net, step)
-        step += 1
-        out_of_time = cfg.minutes is not None and time.monotonic() - started > 60 * cfg.minutes
-        if step % 50 == 0:
-            logger.info("step=%d s=%.0f loss=%.4f", step, time.monotonic() - started, float(loss.detach()))
-        if step % cfg.save_every == 0 or step == cfg.steps or out_of_time:
-            state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values, "step": step}
-            save_checkpoint(out / "checkpoint.pt", state, cfg)
-        if out_of_time:
-            break
-    average.copy_to(net)
+        return contrast(net(first), net(second), cfg.temperature), {}
+
+    step = fit(net, loss, cfg, out, betas=(0.9, 0.999))
     measured = measure(net.eval())
     logger.info("measured %s", measured)
     data = "drawn portraits; faces_ukparl and faces_lab without the people held out"

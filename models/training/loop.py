@@ -82,16 +82,22 @@ class Averaged:
             value.copy_(self.values[name])
 
 
-def fit(model: nn.Module, loss: Callable[[int], tuple[Tensor, Mapping[str, float]]], cfg: Any, out: Path) -> int:
+def fit(
+    model: nn.Module,
+    loss: Callable[[int], tuple[Tensor, Mapping[str, float]]],
+    cfg: Any,
+    out: Path,
+    betas: tuple[float, float] = (0.9, 0.98),
+) -> int:
     """Train `model` until cfg.steps or cfg.minutes, resuming from out/checkpoint.pt; leaves its averaged weights in it. Returns the steps done.
 
     `loss(step)` gives the loss and what to log; it draws from generators keyed by the step. `cfg` has steps, minutes, lr, warmup, decay,
-    weight_decay, average, clip, save_every. Raises OtherTraining if the checkpoint is another configuration's.
+    weight_decay, average, clip (None: not clipped), save_every. Raises OtherTraining if the checkpoint is another configuration's.
     """
     started = time.monotonic()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, betas=betas, fused=True)
     average, step = Averaged(model, cfg.average), 0
-    state = load_checkpoint(out / "checkpoint.pt", cfg, may_differ=("steps", "minutes", "save_every", "cache"))
+    state = load_checkpoint(out / "checkpoint.pt", cfg, may_differ=("steps", "minutes", "save_every", "cache", "data"))
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -105,7 +111,8 @@ def fit(model: nn.Module, loss: Callable[[int], tuple[Tensor, Mapping[str, float
         value, facts = loss(step)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        if cfg.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
         optimizer.step()
         average.update(model, step)
         step += 1
