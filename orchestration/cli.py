@@ -71,18 +71,21 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Full logs and 
 @app.command()
 def init(
     kind: Annotated[str, typer.Argument(help="What the job does, such as restore.")],
+    mode: Annotated[str | None, typer.Option("--mode", help="The kind's variant; its first one where none is named.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("job.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> int:
     """Write a commented job file."""
     from orchestration.job import JobFileError
-    from pipelines import KINDS
+    from pipelines import find_kind
 
-    if kind not in KINDS:
-        raise JobFileError(f"{kind} is no kind of job; kinds are {', '.join(sorted(KINDS))}")
+    try:
+        found = find_kind(kind, mode)
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
     if output.exists() and not force:
         raise JobFileError(f"{output} exists; pass --force to write over it")
-    output.write_text(KINDS[kind].template)
+    output.write_text(found.template)
     out.print(f"{output} written; next: calotype check {output}", markup=False)
     return OK
 

@@ -24,7 +24,7 @@ from orchestration.lease import Lease
 from orchestration.progress import Log, Point, Watch
 from orchestration.review.page import write_review
 from orchestration.tracking import Tracker
-from pipelines import KINDS
+from pipelines import find_kind
 from pipelines.pipeline import Accept, Context, Kind, Model, Pipeline
 from workers import storage
 from workers.rows import JobStopped
@@ -85,14 +85,15 @@ class Prepared:
 
 def prepare(spec: JobSpec) -> Prepared:
     """Resolve the model, settle the parameters, survey the manifest. Raises JobFileError or ManifestRefused."""
-    kind = KINDS.get(spec.kind)
-    if kind is None:
-        raise JobFileError(f"kind: {spec.kind} is unknown; kinds are {', '.join(sorted(KINDS))}")
+    try:
+        kind = find_kind(spec.kind, spec.mode)
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
     try:
         asked = kind.params.model_validate(spec.params)
     except ValidationError as error:
         raise JobFileError(explain(error, kind.params, "params")) from error
-    spec = spec.model_copy(update={"mode": _mode(spec, kind)})
+    spec = spec.model_copy(update={"mode": kind.mode})
     try:
         model = _model(spec, kind)
         params = kind.settle(asked, model)
@@ -144,7 +145,7 @@ def reopen(folder: JobFolder, record: Mapping[str, Any], *, strict: bool = True)
     Raises FingerprintMismatch if model or code have changed since, unless not `strict` (to look at it, not to run it).
     """
     spec = parse(record["spec"], "job.json")
-    kind = KINDS[spec.kind]
+    kind = find_kind(spec.kind, spec.mode)
     params = kind.params.model_validate(record["parts"]["params"])
     model = _model(spec, kind)
     now = {**record["parts"], "model_revision": model.revision, "code": fingerprint.code_version()}
@@ -153,17 +154,6 @@ def reopen(folder: JobFolder, record: Mapping[str, Any], *, strict: bool = True)
         raise FingerprintMismatch(f"{folder.uri} was made by another model or code ({'; '.join(changes)}); run it as a new job instead")
     context = replace(_context(spec, model), folder=folder.uri)
     return Prepared(spec, kind, params, context, plan.Source([], [], 0, 0, record["parts"]["manifest"]), record["parts"], folder)
-
-
-def _mode(spec: JobSpec, kind: Kind) -> str | None:
-    """The kind's variant that the job runs."""
-    if spec.mode is None:
-        return kind.modes[0] if kind.modes else None
-    if not kind.modes:
-        raise JobFileError(f"mode: {spec.kind} has no modes; leave it out")
-    if spec.mode not in kind.modes:
-        raise JobFileError(f"mode: {spec.kind} has no mode {spec.mode}; it has {', '.join(kind.modes)}")
-    return spec.mode
 
 
 def _model(spec: JobSpec, kind: Kind) -> Model:

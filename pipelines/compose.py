@@ -333,9 +333,9 @@ tracking:
 COMPOSE = Kind(
     name="compose",
     params=ComposeParams,
-    resolve=partial(resolve_model, "compose"),
+    resolve=partial(resolve_model, "compose/layout"),
     build=compose,
     settle=settle,
     template=TEMPLATE,
-    modes=("layout",),
+    mode="layout",
 )

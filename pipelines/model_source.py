@@ -13,7 +13,7 @@ from pipelines.base_models import FLUX, STABLE_DIFFUSION, base_settings, base_to
 from pipelines.pipeline import Accept, Model
 from workers import storage
 
-KIND_METHODS = {"restore": ("instant_restore",), "compose": ("bounded_attention",), "edit": ("stable_flow",)}
+KIND_METHODS = {"restore": ("instant_restore",), "compose/layout": ("bounded_attention",), "edit": ("stable_flow",)}
 BASES = {"bounded_attention": STABLE_DIFFUSION, "stable_flow": FLUX}
 """Methods without weights of their own -> the topology of the base that each runs on."""
 UNLICENSED = ("instant_restore",)  # the authors' weights state no licence

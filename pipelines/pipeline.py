@@ -114,11 +114,10 @@ class Accept:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of job: its parameters, and how a pipeline is built from them.
+    """A kind of job, or one mode of a kind: its parameters, and how a pipeline is built from them.
 
     `resolve(model, accept)` finds the model that a job file names; `settle(params, model)` replaces every "auto" and every None that the model
-    decides, so that what ran is written down. Both raise ValueError with what to write instead. `modes`: the kind's variants, the first one
-    where a job file names none.
+    decides, so that what ran is written down. Both raise ValueError with what to write instead.
     """
 
     name: str
@@ -127,4 +126,9 @@ class Kind:
     build: Callable[[Any, Context], Pipeline]
     settle: Callable[[Any, Model], Any]
     template: str  # a commented job file
-    modes: Sequence[str] = ()
+    mode: str | None = None  # None: a kind without modes
+
+    @property
+    def key(self) -> str:
+        """Under which it is registered: restore, compose/layout."""
+        return self.name if self.mode is None else f"{self.name}/{self.mode}"

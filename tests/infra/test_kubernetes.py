@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from orchestration.job import load
-from pipelines import KINDS
+from pipelines import find_kind
 
 FOLDER = Path(__file__).parents[2] / "infra" / "kubernetes"
 VERSIONS = ("1.34", "1.37")
@@ -211,7 +211,7 @@ def test_the_job_file_is_a_job_and_the_configmap_that_both_manifests_mount() -> 
         assert (FOLDER / name).exists()
     spec = load(FOLDER / "job.yaml", ["name=nightly-20261124T020000Z"], schedule="nightly")
     assert spec.manifest == "s3://archive/manifests/2026-11-24.parquet"
-    KINDS[spec.kind].params.model_validate(spec.params)
+    find_kind(spec.kind, spec.mode).params.model_validate(spec.params)
 
 
 def test_ray_is_the_one_that_calotype_is_tested_with() -> None:

@@ -289,7 +289,7 @@ def test_replicas_fill_the_gpus_and_never_outnumber_the_blocks(rows: int, block:
 
 
 def test_the_kind_registry_names_each_kind_as_itself() -> None:
-    assert {name: kind.name for name, kind in KINDS.items()} == {name: name for name in KINDS}
+    assert {name: kind.key for name, kind in KINDS.items()} == {name: name for name in KINDS}
 
 
 def test_seconds_are_this_call_s_own(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ SUBJECTS = {
         lambda folder: test_restore.archive(folder, people=1, photos=3),
         {"row_id": "bad", "image_uri": "/nowhere.png", "reference_image_uris": ["/nowhere.png"]},
     ),
-    "compose": Subject(
+    "compose/layout": Subject(
         test_compose.tiny_model,
         test_compose.job,
         lambda _: [test_compose.row(name) for name in "abc"],
@@ -62,7 +62,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture(scope="module")
 def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return SUBJECTS[kind.name].model(tmp_path_factory.mktemp("models") / "tiny")
+    return SUBJECTS[kind.key].model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def test_every_kind_is_tested_here() -> None:
@@ -71,7 +71,7 @@ def test_every_kind_is_tested_here() -> None:
 
 @pytest.mark.parametrize("media", ["files", "columns"])
 def test_every_row_comes_back_once_and_a_bad_one_fails_alone(kind: Kind, model: Path, media: str, tmp_path: Path) -> None:
-    subject = SUBJECTS[kind.name]
+    subject = SUBJECTS[kind.key]
     good = subject.good(tmp_path)
     spec = parse(subject.job(tmp_path, model, [*good, subject.bad], media=media))
     summary = run(spec)
@@ -85,7 +85,7 @@ def test_every_row_comes_back_once_and_a_bad_one_fails_alone(kind: Kind, model: 
 
 
 def test_what_a_kind_shows_is_among_its_columns(kind: Kind, model: Path, tmp_path: Path) -> None:
-    subject = SUBJECTS[kind.name]
+    subject = SUBJECTS[kind.key]
     pipeline = prepare(parse(subject.job(tmp_path, model, subject.good(tmp_path)))).pipeline
     there = {*pipeline.rows.names, *pipeline.outputs.names}
     shown = pipeline.shown
@@ -99,7 +99,7 @@ def test_what_a_kind_shows_is_among_its_columns(kind: Kind, model: Path, tmp_pat
 def test_a_kind_s_template_is_a_job_of_it_also_with_its_comments_taken_away(kind: Kind) -> None:
     spec = parse(yaml.safe_load(kind.template))
     assert spec.kind == kind.name
-    assert spec.mode in (None, *kind.modes)
+    assert spec.mode in (None, kind.mode)
     kind.params.model_validate(spec.params)
     every = re.sub(r"^(  )?# (?=[a-z_]+: )", r"\1", kind.template, flags=re.MULTILINE)
     found = parse({**yaml.safe_load(every), "kind": kind.name})
