@@ -19,6 +19,16 @@ from models.checkpoints import UnreadableCheckpoint
 _LENGTH = 8  # bytes of the header's length, little endian
 
 
+class ForeignBase(ValueError):
+    """Weights were made for another base network; nothing was loaded."""
+
+    def __init__(self, what: str, made_for: str, base: str) -> None:
+        super().__init__(
+            f"{what} was made for the base {made_for[:12]}, this one is {base[:12]}. Name the base that belongs to it, "
+            "or make it again for this one."
+        )
+
+
 def lora_bytes(lora: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype = torch.float32) -> bytes:
     """A LoRA file. `metadata`: concept, base_hash, state (generated, tuned or trained), and what else there is to say."""
     data = save({name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in lora.items()}, metadata=dict(metadata))

@@ -82,6 +82,23 @@ def edit(
     return _written(catalog, output, as_json)
 
 
+@app.command("weights")
+def weights(
+    output: Output,
+    concepts: Annotated[str, typer.Option("--concepts", help="A .txt file with a concept a line, or a list with a column concept.")],
+    as_json: AsJson = False,
+) -> int:
+    """Concepts become the rows of a weights job of mode initialize. A row's id is made of its content; what is there twice is named."""
+    from orchestration.job import JobFileError
+    from pipelines.concept_lists import concept_manifest
+
+    try:
+        catalog = concept_manifest(concepts)
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
+    return _written(catalog, output, as_json)
+
+
 def parse_seeds(text: str | None) -> list[int | None]:
     """`3` is 0, 1, 2; `7,9` is itself; None is one row a combination, with a seed from its id. Raises ValueError."""
     if text is None:

@@ -43,9 +43,14 @@ def resolve_model(kind: str, model: str | Mapping[str, str], accept: Accept) -> 
     settings = _paper(method)
     if method in BASES:
         settings = {**_checked_base(method, Path(sources["base"]), accept), **settings}
-    revisions = {key: _revision(Path(path)) for key, path in sources.items()}
-    digest = hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
+    digest = revision_of({key: Path(path) for key, path in sources.items()})
     return Model(name=f"{method} ({model['base']})", method=method, tier="full", sources=sources, revision=digest, settings=settings)
+
+
+def revision_of(paths: Mapping[str, Path]) -> str:
+    """One digest of a model's parts by name; each file's content counts, see `models.catalog.model_revision`."""
+    revisions = {key: _revision(path) for key, path in paths.items()}
+    return hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
 
 
 def _checked_base(method: str, folder: Path, accept: Accept) -> dict[str, object]:
