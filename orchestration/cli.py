@@ -190,6 +190,37 @@ def list_jobs(output: Annotated[str, typer.Argument(help="The folder that jobs w
 
 
 @app.command()
+def rows(
+    folder: Annotated[str, typer.Argument(help="A job's folder, or models:/FAMILY@ALIAS of the registry.")],
+    where: Annotated[list[str] | None, typer.Option("--where", help='column=value, such as concept="warm sepia"; repeatable.')] = None,
+    columns: Annotated[str | None, typer.Option("--columns", help="More columns to show, separated by commas.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1)] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Rows of a job by what they hold, and where their files are."""
+    from orchestration.find import find_rows
+    from orchestration.job import JobFileError
+    from orchestration.registry import NotRegistered, resolve
+
+    given = [item.partition("=") for item in where or ()]
+    if any(not (found and key) for key, found, _ in given):
+        raise _UsageError("--where: write column=value")
+    try:
+        job = _folder(resolve(folder, None) if folder.startswith("models:/") else folder)
+    except NotRegistered as error:
+        raise JobFileError(str(error)) from error
+    found = find_rows(job, {key: value for key, _, value in given}, columns.split(",") if columns else (), limit)
+    if as_json:
+        out.print_json(json.dumps(found, default=str))
+        return OK
+    table = Table(*(list(found[0]) if found else ["row_id"]), box=None)
+    for row in found:
+        table.add_row(*(str(value) for value in row.values()))
+    out.print(table)
+    return OK if found else ERROR
+
+
+@app.command()
 def review(
     folder: Folder,
     against: Annotated[

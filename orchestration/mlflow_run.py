@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.folder import JobFolder
 from orchestration.mlflow_results import Results
+from orchestration.registry import register
 from pipelines.pipeline import Pipeline
 from workers import storage
 
@@ -120,6 +121,9 @@ class MlflowRun:
         ended = {"calotype.status": status, "calotype.review": review, "calotype.generation": str(summary["generation"])}
         self._log_tags(client, {**ran, **ended})
         client.set_tag(self.run_id, "mlflow.note.content", redact(results.description(review)))
+        if self.pipeline.family is not None and summary["ok"]:
+            facts = {"kind": self._kind(), "files": summary["ok"], "failed": summary["failed"], "model": self._identity()["calotype.model"]}
+            register(client, self.run_id, self.pipeline.family, self.folder, facts)
         client.set_terminated(self.run_id, "FINISHED", end_time=at)  # when the job ended, however late this arrives
         self._tell_parent(client, metrics, at)
         self._remember(self._seal())
@@ -197,11 +201,15 @@ class MlflowRun:
         client.log_batch(parent, metrics=points, synchronous=True)
         client.set_terminated(parent, "FINISHED", end_time=at)
 
+    def _kind(self) -> str:
+        spec = self.job["spec"]
+        return f"{spec['kind']}/{spec['mode']}" if spec.get("mode") else spec["kind"]
+
     def _identity(self) -> dict[str, str]:
         """Tags that a run is made with and found by."""
         spec = self.job["spec"]
         tags = {
-            "calotype.kind": spec["kind"],
+            "calotype.kind": self._kind(),
             "calotype.job": spec["name"],
             "calotype.folder": self.folder.uri.replace("'", "%27"),
             "calotype.fingerprint": self.job["fingerprint"],

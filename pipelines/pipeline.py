@@ -30,7 +30,8 @@ class Shown:
     `before`, `after` and `references` name media columns without the `_uri` suffix: column X holds bytes, X_uri a path or URI, and for lists
     X (list<binary>) or the singular's uris (`reference_images` / `reference_image_uris`). `before` None: there is only the picture that was
     made. `others`: a list of all pictures that were made of a row, named like `references`. `group` names the column to filter by, `text`
-    columns to read under a picture, `layout` a list<struct<phrase, box>> of fractions of the picture to draw over it.
+    columns to read under a picture, `layout` a list<struct<phrase, box>> of fractions of the picture to draw over it. `strip`: media columns of
+    the outputs, shown side by side under a row in this order; `curve`: two list columns of the outputs, steps and the values at them.
     """
 
     before: str | None
@@ -41,6 +42,8 @@ class Shown:
     text: Sequence[str] = ()
     layout: str | None = None
     others: str | None = None
+    strip: Sequence[str] = ()
+    curve: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Pipeline:
     one_of: Sequence[Sequence[str]] = ()
     sort_by: Sequence[str] = ()
     finish: Callable[[Iterable[Mapping[str, Any]]], Mapping[str, Any]] | None = None
+    family: str | None = None  # of the weights that it makes: the registered model in MLflow of which a finished job is a version
     facts: Mapping[str, str] = field(default_factory=dict)  # what is logged with the job: model revision, attention backend
 
     @property

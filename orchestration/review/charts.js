@@ -70,3 +70,17 @@ function rateChart(timing) {
   for (const share of [0, 0.5, 1]) chart.append(svg("text", { x: x(end * share), y: height - 6, "text-anchor": share === 0 ? "start" : share === 1 ? "end" : "middle" }, duration(end * share)));
   return chart;
 }
+
+/** A row's curve, such as the error while it was tuned, from its first to its last step; null where it has none. */
+function curveOf(row, width, height) {
+  const curve = rows.curve[row];
+  if (curve === null) return null;
+  const [steps, values] = curve, low = Math.min(...values), high = Math.max(...values), last = steps.length - 1;
+  const x = (step) => 3 + ((width - 6) * (step - steps[0])) / (steps[last] - steps[0] || 1);
+  const y = (value) => 14 + ((height - 28) * (high - value)) / (high - low || 1);
+  const points = steps.map((step, i) => `${x(step).toFixed(1)},${y(values[i]).toFixed(1)}`).join(" ");
+  const text = `${scoreFigure(values[0])} at step ${steps[0]}, ${scoreFigure(values[last])} at step ${steps[last]}`;
+  return svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "curve-of-row", role: "img", "aria-label": text },
+    svg("polyline", { points }), svg("circle", { cx: x(steps[last]), cy: y(values[last]), r: 2 }),
+    svg("text", { x: 3, y: 9 }, scoreFigure(values[0])), svg("text", { x: width - 3, y: height - 3, "text-anchor": "end" }, `${scoreFigure(values[last])} · ${steps[last]}`));
+}

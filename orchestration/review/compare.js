@@ -76,6 +76,18 @@ function references(row, most) {
   return strip;
 }
 
+/** How a row came about: its strip of pictures, each with its name, and its curve. */
+function stages(row) {
+  const box = el("div", { class: "stages" });
+  review.shown.strip.forEach((name, i) => {
+    const index = rows.strip[row][i];
+    if (index !== null) box.append(el("figure", {}, picture(index, label(name), "missing"), el("figcaption", {}, label(name))));
+  });
+  const curve = curveOf(row, 72, 68);
+  if (curve !== null) box.append(el("figure", { class: "wide" }, curve));
+  return box;
+}
+
 /** The row's scores as `label value`, the first one in front. */
 function scoreLine(row) {
   const line = el("span", { class: "scores" });

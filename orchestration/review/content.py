@@ -43,11 +43,14 @@ class Content:
         thumbs = self.make(pictures)
         others = [self._listed(row, self.shown.others, job) for row in batch]
         more = iter(self.make([source for many in others for source in many]))
+        strips = iter(self.make([self.source(row, name, job) for row in batch for name in self.shown.strip]))
         for index, row in enumerate(batch):
             entry: dict[str, Any] = {"row_id": row["row_id"], "status": row["status"], "values": self._plain(row), "frame": _frame(row)}
             if reused_from is not None:
                 entry["values"] |= {"reused": 1, "reused_from": reused_from.name}
             entry["others"] = [next(more) for _ in others[index]]
+            entry["strip"] = [next(strips) for _ in self.shown.strip]
+            entry["curve"] = _curve(row, self.shown.curve)
             entry["layout"] = _layout(row.get(self.shown.layout)) if self.shown.layout else None
             for slot, name, at in (("after", self.shown.after, 2 * index), ("before", self.shown.before, 2 * index + 1)):
                 if pictures[at] is not None:
@@ -90,6 +93,8 @@ class Content:
             "layout": [entry.get("layout") for entry in entries],
             "others": [[self._number(thumb) for thumb in entry["others"]] for entry in entries],
             "references": [[self._number(thumb) for thumb in entry["references"]] for entry in entries],
+            "strip": [[self._number(thumb) for thumb in entry["strip"]] for entry in entries],
+            "curve": [entry["curve"] for entry in entries],
             "before_missing": [_missing(entry.get("before")) for entry in entries],
             "after_missing": [_missing(entry.get("after")) for entry in entries],
             "before_link": [entry.get("before_link") for entry in entries],
@@ -136,7 +141,7 @@ class Content:
 
     def _plain(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The values that can be read as text; pictures and the id are shown elsewhere."""
-        media = {self.shown.before, self.shown.after, self.shown.references, self.shown.others, "row_id"}
+        media = {self.shown.before, self.shown.after, self.shown.references, self.shown.others, *self.shown.strip, "row_id"}
         return {name: plain(value) for name, value in row.items() if name not in media}
 
     def _number(self, thumb: Thumb | None) -> int | None:
@@ -180,6 +185,13 @@ def link(uri: Any, page: JobFolder, job: JobFolder | None = None) -> str | None:
 def _layout(value: Any) -> list[list[Any]] | None:
     """Phrase, x0, y0, x1, y1 of each subject."""
     return None if value is None else [[part["phrase"], *(six_figures(side) for side in part["box"])] for part in value]
+
+
+def _curve(row: Mapping[str, Any], columns: tuple[str, str] | None) -> list[list[float]] | None:
+    """Steps and values, those that are finite; None where there are none."""
+    steps, values = ([], []) if columns is None else (row.get(name) or [] for name in columns)
+    points = [(step, six_figures(value)) for step, value in zip(steps, values, strict=False) if value is not None and math.isfinite(value)]
+    return [list(axis) for axis in zip(*points, strict=True)] if points else None
 
 
 def _frame(row: Mapping[str, Any]) -> Frame | None:

@@ -153,6 +153,7 @@ def _numbers(
             "references": shown.references,
             "group": shown.group,
             "text": list(shown.text),
+            "strip": list(shown.strip),
             "labels": {"before": "before", "after": "picture" if shown.before is None else "after"},
         },
         "scores": [_score(s, np.concatenate([e.numbers[s.column] for e in (ended, *known)])) for s in shown.scores],

@@ -5,8 +5,10 @@ const GAP = 20; // px, also the heights below; page.css has the same
 const CAPTION = 58;
 const STRIP = 44;
 const WORDS = 40; // two lines of the words that a picture was made from
+const STAGES = 96;
 const hasWords = review.shown.text.length > 0;
 const hasReferences = review.shown.references !== null && rows.references.some((all) => all.length > 0);
+const hasStages = rows.strip.some((all) => all.some((index) => index !== null)) || rows.curve.some((curve) => curve !== null);
 const cards = new Map(); // position in view -> card
 let viewKind = "slider";
 let layout = { columns: 1, width: 0, height: 0 };
@@ -18,7 +20,7 @@ function measure() {
   const columns = Math.max(1, Math.floor((width + GAP) / (least + GAP)));
   const cardWidth = (width - GAP * (columns - 1)) / columns;
   const media = viewKind === "slider" ? cardWidth : (cardWidth - 2) / 2;
-  layout = { columns, width: cardWidth, height: Math.round(media + CAPTION + (hasReferences ? STRIP : 0) + (hasWords ? WORDS : 0)) };
+  layout = { columns, width: cardWidth, height: Math.round(media + CAPTION + (hasReferences ? STRIP : 0) + (hasStages ? STAGES : 0) + (hasWords ? WORDS : 0)) };
   sheet.style.setProperty("--card", `${cardWidth}px`);
   sheet.style.setProperty("--media", `${media}px`);
   sheet.style.height = `${Math.max(0, Math.ceil(view.length / columns) * (layout.height + GAP) - GAP)}px`;
@@ -39,6 +41,7 @@ function card(position) {
   well.addEventListener("focus", () => setCurrent(position));
   node.append(well);
   if (hasReferences) node.append(references(row, Math.max(1, Math.floor((layout.width - 24) / 44))));
+  if (hasStages) node.append(stages(row));
   if (hasWords) node.append(el("p", { class: "words small", title: wordsOf(row) }, el("bdi", {}, wordsOf(row))));
   node.append(el("div", { class: "caption" }, open, el("div", { class: "line" }, el("span", { class: "muted group" }, group === null ? "" : el("bdi", {}, group)), rows.failed[row] ? el("span", { class: "bad" }, "failed") : scoreLine(row))));
   return node;

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from orchestration.review.page import write_review
-from tests.orchestration.review.folders import job_folder
+from tests.orchestration.review.folders import face, job_folder
 from tests.orchestration.review.test_nights import MADE, failed, made
 
 Visit = Callable[..., Page]
@@ -58,3 +59,19 @@ def test_two_nights_lie_over_each_other_and_notes_filter_what_changed(visit: Vis
     page.get_by_role("button", name="1 row failed that had been ok").click()
     expect(page.locator("#sheet .row-id")).to_have_text("broke")
     page.get_by_label("Order").select_option(label="Layout loss, change, highest first")
+
+
+def test_a_strip_and_a_curve_stand_on_the_card_and_in_the_detail(visit: Visit, tmp_path: Path) -> None:
+    rows = [made(f"row-{i}", 0.1 * i, start=face(i), tuned=face(i + 9), steps=[0, 5, 10], errors=[0.4, 0.3, 0.2]) for i in range(3)]
+    page = visit(write_review(job_folder(tmp_path, rows), replace(MADE, strip=("start", "tuned"), curve=("steps", "errors"))))
+    card = page.locator("#sheet .card").first
+    expect(card.locator(".stages img")).to_have_count(2)
+    expect(card.locator(".stages figcaption").first).to_have_text("start")
+    expect(card.locator(".curve-of-row")).to_have_attribute("aria-label", "0.400 at step 0, 0.200 at step 10")
+    bottom, top = card.locator(".stages").bounding_box(), card.locator(".words").bounding_box()
+    assert bottom is not None
+    assert top is not None
+    assert bottom["y"] + bottom["height"] <= top["y"] + 1  # nothing overlaps
+    card.locator(".row-id").click()
+    expect(page.get_by_role("dialog").locator("figcaption", has_text="tuned")).to_be_visible()
+    expect(page.get_by_role("dialog").locator(".curve-of-row")).to_be_visible()

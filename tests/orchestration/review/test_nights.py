@@ -133,3 +133,16 @@ def test_last_is_the_job_before_this_one(tmp_path: Path) -> None:
     assert page["shown"]["labels"] == {"before": "n-20261124T010000Z", "after": "n-20261124T020000Z"}
     assert page["verdict"]["sentence"] == "Nothing was left to do: 4 rows are as in earlier jobs."
     assert set(page["rows"]["values"]["reused_from"]) == {first.name}
+
+
+def test_a_row_shows_how_it_came_about_in_a_strip_and_a_curve(tmp_path: Path) -> None:
+    rows = [made("a", start=face(1), tuned=face(2), steps=[0, 5, 10], errors=[0.4, float("nan"), 0.2]), failed("b")]
+    folder = job_folder(tmp_path, rows)
+    write_review(folder, replace(MADE, strip=("start", "tuned"), curve=("steps", "errors")))
+    page = data_of(folder)
+    assert page["shown"]["strip"] == ["start", "tuned"]
+    strips = dict(zip(page["rows"]["row_id"], page["rows"]["strip"], strict=True))
+    assert len(set(strips["a"]) - {None}) == 2
+    assert strips["b"] == [None, None]
+    assert dict(zip(page["rows"]["row_id"], page["rows"]["curve"], strict=True)) == {"a": [[0, 10], [0.4, 0.2]], "b": None}
+    assert "start" not in page["rows"]["values"]
