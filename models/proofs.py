@@ -20,6 +20,7 @@ GOLDEN = {
     "instant_restore": "models.methods.instant_restore_golden:prove_golden",
     "bounded_attention": "models.methods.bounded_attention_golden:prove_golden",
     "stable_flow": "models.methods.stable_flow_golden:prove_golden",
+    "weights2weights": "models.methods.weights2weights_golden:prove_golden",
 }
 """Method -> module:function that takes a golden file and returns its comparisons."""
 

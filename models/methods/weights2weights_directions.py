@@ -57,7 +57,7 @@ def fit_attribute(space: Space, p_mk: Tensor, y_m: Tensor, *, name: str = "label
     if len(y) < 2 or bool((y == y[0]).all()):
         raise ValueError(f"{name} does not differ among the {len(y)} models whose label is known; it has no direction.")
     k = p_mk.shape[1]
-    x_mk = ((p_mk[known] - space.proj_mean_k[:k]) / space.proj_std_k[:k]).double()
+    x_mk = space.standardised(p_mk[known]).double()
     centre_k = x_mk.mean(0)
     centred_mk = x_mk - centre_k
     beta_k = torch.linalg.solve(centred_mk.T @ centred_mk + ridge * torch.eye(k, dtype=torch.float64), centred_mk.T @ (y - y.mean()))
@@ -76,7 +76,7 @@ def least_squares(p_mk: Tensor, y_m: Tensor) -> Tensor:
 def score(space: Space, attribute: str, p_Bk: Tensor) -> Tensor:
     """The attribute's score (B,) of models; labels of -1 and 1 are told apart at 0. Raises UnknownAttribute."""
     known = _attribute(space, attribute)
-    x_Bk, step_k = (p_Bk - space.proj_mean_k) / space.proj_std_k, known.direction_k / space.proj_std_k
+    x_Bk, step_k = space.standardised(p_Bk), _steps(space, known.direction_k)
     return known.intercept + known.score_std * (x_Bk @ step_k) / step_k.square().sum()
 
 
@@ -90,8 +90,8 @@ def edit_direction(space: Space, attribute: str, *, debias: Debias = "joint", ra
             raise UnknownAttribute(f"{attribute!r} has no raw direction in this space; it has {_named(space.raw_directions)}.")
         own, others = space.raw_directions[attribute], [d for name, d in space.raw_directions.items() if name != attribute]
         return {"joint": freed_jointly, "sequential": freed_in_turn}[debias](own, others) if debias != "none" and others else own
-    step_k = _attribute(space, attribute).direction_k / space.proj_std_k
-    others = [known.direction_k / space.proj_std_k for name, known in space.attributes.items() if name != attribute]
+    step_k = _steps(space, _attribute(space, attribute).direction_k)
+    others = [_steps(space, known.direction_k) for name, known in space.attributes.items() if name != attribute]
     if debias == "none" or not others:
         return _attribute(space, attribute).direction_k
     freed_k = (freed_jointly if debias == "joint" else freed_in_turn)(step_k, others)
@@ -131,6 +131,11 @@ def _attribute(space: Space, name: str) -> Attribute:
     if name not in space.attributes:
         raise UnknownAttribute(f"{name!r} is no attribute of this space; it has {_named(space.attributes)}.")
     return space.attributes[name]
+
+
+def _steps(space: Space, direction_k: Tensor) -> Tensor:
+    """A direction in standard deviations of the coefficients."""
+    return space.standardised(direction_k + space.proj_mean_k)
 
 
 def _named(names: Mapping[str, object], but: str | None = None) -> str:

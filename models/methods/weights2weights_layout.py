@@ -7,7 +7,6 @@ in, O channels out.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Tensors of one network's adapters in their order; `base_hash` is the network's (`base_hash`), None where it is not known."""
+    """Tensors of one network's adapters in their order; `base_hash` is the digest of the network's files
+    (`model_revision` of its folder), None where it is not known."""
 
     entries: tuple[Entry, ...]
     rank: int = RANK
@@ -163,15 +163,6 @@ class Layout:
     def _check(self, weights_n: Tensor) -> None:
         if weights_n.shape[-1] != self.size:
             raise LayoutMismatch(f"{weights_n.shape[-1]} weights were given; this base takes {self.size}.")
-
-
-def base_hash(network: nn.Module) -> str:
-    """sha256 over a network's tensors by name, as fp32: the same for the same weights, however they are stored."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + b"\0")
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def module_of(key: str) -> str:

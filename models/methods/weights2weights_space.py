@@ -86,6 +86,11 @@ class Space:
             raise LayoutMismatch(f"{given} coefficients were given; this space has {self.components} components.")
         return (p_Bk @ self.V_nk[:, :given].T) * self.std_n
 
+    def standardised(self, p_Bk: Tensor) -> Tensor:
+        """Coefficients in standard deviations of the training models, fewer than k as the first ones; 0 where those do not vary."""
+        mean_k, std_k = self.proj_mean_k[: p_Bk.shape[-1]], self.proj_std_k[: p_Bk.shape[-1]]
+        return torch.where(std_k > 0, (p_Bk - mean_k) / std_k, 0.0)
+
     def sample(self, generators: Sequence[torch.Generator], *, n_components: int | None = None, std_factor: float = 1.0) -> Tensor:
         """New models as coefficients (B,k), a row from each generator: p_j ~ N(mean_j, std_factor * std_j), 0 from `n_components` on."""
         used = self.components if n_components is None else min(n_components, self.components)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from models.checkpoints import UnreadableCheckpoint
-from models.methods.weights2weights_layout import Layout, LayoutMismatch, base_hash
+from models.methods.weights2weights_layout import Layout, LayoutMismatch
 from models.methods.weights2weights_space import Space, fit_space
 from tests.models.methods.tiny_space import tiny_layout, tiny_space, tiny_weights
 from tests.models.tiny_bases import tiny_unet, tiny_unet_base
@@ -73,13 +74,13 @@ def test_weights_of_another_base_are_refused_by_name() -> None:
         layout.unflatten(torch.zeros(7))
 
 
-def test_a_base_s_hash_sees_one_changed_weight_and_not_how_it_is_stored() -> None:
-    unet = tiny_unet(0).half()
-    before = base_hash(unet)
-    assert base_hash(unet.float()) == before
-    with torch.no_grad():
-        next(unet.parameters()).view(-1)[0] += 1e-3
-    assert base_hash(unet) != before
+def test_what_was_made_for_another_base_or_another_scale_is_refused() -> None:
+    layout = Layout.of(tiny_unet(0), base_hash="this")
+    layout.check_same(replace(layout, base_hash=None), "the space")
+    with pytest.raises(LayoutMismatch, match="the space was made for the base other, this one is this"):
+        layout.check_same(replace(layout, base_hash="other"), "the space")
+    with pytest.raises(LayoutMismatch, match="rank 1, alpha 1; this base takes"):
+        layout.check_same(replace(layout, alpha=1.0), "the space")
 
 
 def test_coefficients_come_back_from_their_weights(space: Space) -> None:
