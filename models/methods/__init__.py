@@ -9,6 +9,7 @@ METHODS: dict[str, str] = {
     "instant_restore": "models.methods.instant_restore:InstantRestore",
     "bounded_attention": "models.methods.bounded_attention:BoundedAttention",
     "stable_flow": "models.methods.stable_flow:StableFlow",
+    "weights2weights": "models.methods.weights2weights:Weights2Weights",
 }
 """Method -> module:class."""
 

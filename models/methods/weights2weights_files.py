@@ -55,7 +55,7 @@ def coefficient_bytes(layout: Layout, p_k: Tensor, metadata: Mapping[str, str]) 
 def read_start(data: bytes, layout: Layout) -> Start:
     """One person's file: ours, any PEFT LoRA of this layout, or the authors' (`w2wmodel.pt`: (1,k); a dictionary of PEFT keys).
 
-    Raises UnreadableCheckpoint for what is no such file, LayoutMismatch for weights of another layout, scale or base.
+    Raises UnreadableCheckpoint for what is no such file, LayoutMismatch for weights of another layout or scale, ForeignBase for another base.
     """
     metadata: dict[str, str] = {}
     if data.startswith(_TORCH_FILE):
@@ -86,7 +86,7 @@ def export_peft(folder: Path, layout: Layout, weights_n: Tensor) -> None:
 def load_space(folder: Path, own: Layout, *, n_components: int | None = None) -> Space:
     """A space from our files or from the authors' folder, for the base whose layout is `own`; its first components only where it has more.
 
-    Raises LayoutMismatch for a space of another base, UnreadableCheckpoint for a folder that is none.
+    Raises LayoutMismatch or ForeignBase for a space of another base, UnreadableCheckpoint for a folder that is none.
     """
     if (folder / "space.safetensors").is_file():
         space = Space.load(folder)

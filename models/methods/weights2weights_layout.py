@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.lora_files import ForeignBase
 from models.low_rank import LowRank
 
 TARGETS = ("to_q", "to_v")
@@ -125,7 +126,7 @@ class Layout:
         return {name: LowRank(tensors[_peft_key(name, "A")], tensors[_peft_key(name, "B")], self.scale) for name in self.modules}
 
     def check_same(self, other: Layout, what: str) -> None:
-        """Raises LayoutMismatch where `other`, which `what` names, has other tensors, another scale or another known base."""
+        """Raises LayoutMismatch where `other`, which `what` names, has other tensors, or another scale; ForeignBase for another base."""
         if (self.entries, self.rank, self.alpha) != (other.entries, other.rank, other.alpha):
             raise LayoutMismatch(
                 f"{what} has {other.size} weights in {len(other.entries)} tensors of rank {other.rank}, alpha {other.alpha:g}; this base takes "
@@ -134,11 +135,9 @@ class Layout:
         self.check_base(other.base_hash, what)
 
     def check_base(self, other_hash: str | None, what: str) -> None:
-        """Raises LayoutMismatch where both bases are known and differ."""
-        if None not in (self.base_hash, other_hash) and self.base_hash != other_hash:
-            raise LayoutMismatch(
-                f"{what} was made for the base {str(other_hash)[:12]}, this one is {str(self.base_hash)[:12]}; use the base that it was made for."
-            )
+        """Raises ForeignBase where both bases are known and differ."""
+        if self.base_hash is not None and other_hash is not None and self.base_hash != other_hash:
+            raise ForeignBase(what, other_hash, self.base_hash)
 
     def facts(self) -> dict[str, Any]:
         """What layout.json holds."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.methods import METHODS, method_class
-from tests.models.methods import tiny_bounded_attention, tiny_instant_restore, tiny_stable_flow
+from tests.models.methods import tiny_bounded_attention, tiny_instant_restore, tiny_stable_flow, tiny_weights2weights
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ SUBJECTS = {
         method=tiny_stable_flow.tiny_method,
         requests=tiny_stable_flow.tiny_requests,
         values=lambda result: result.edited,
+        tolerance=1e-5,
+    ),
+    "weights2weights": Subject(
+        method=tiny_weights2weights.tiny_method,
+        requests=tiny_weights2weights.tiny_requests,
+        values=lambda result: result.image[:, :16],
         tolerance=1e-5,
     ),
 }

@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from models.checkpoints import UnreadableCheckpoint
-from models.lora_files import lora_bytes
+from models.lora_files import ForeignBase, lora_bytes
 from models.low_rank import attached
 from models.methods.weights2weights_files import (
     adapter_bytes,
@@ -93,7 +93,7 @@ def test_every_way_of_writing_a_person_is_read(space: Space, person: Tensor) -> 
 
 def test_a_file_of_another_base_scale_or_kind_is_refused(space: Space, person: Tensor) -> None:
     theirs = adapter_bytes(replace(space.layout, base_hash="another"), person, {})
-    with pytest.raises(LayoutMismatch, match="this file was made for the base another, this one is tiny"):
+    with pytest.raises(ForeignBase, match="this file was made for the base another, this one is tiny"):
         read_start(theirs, space.layout)
     with pytest.raises(LayoutMismatch, match="made for alpha 8 at rank 1; this base takes 27 x rank"):
         read_start(adapter_bytes(replace(space.layout, alpha=8.0), person, {}), space.layout)
@@ -161,7 +161,7 @@ def test_a_space_of_another_base_or_no_space_is_refused(space: Space, tmp_path: 
         load_space(folder, smaller)
     space.save(tmp_path / "ours")
     assert load_space(tmp_path / "ours", space.layout, n_components=3).components == 3
-    with pytest.raises(LayoutMismatch, match="was made for the base tiny, this one is other"):
+    with pytest.raises(ForeignBase, match="was made for the base tiny, this one is other"):
         load_space(tmp_path / "ours", replace(space.layout, base_hash="other"))
     (folder / "std.pt").unlink()
     with pytest.raises(UnreadableCheckpoint, match=r"neither space\.safetensors nor all of the authors' files \(std\.pt missing\)"):

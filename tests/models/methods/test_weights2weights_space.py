@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from models.checkpoints import UnreadableCheckpoint
+from models.lora_files import ForeignBase
 from models.methods.weights2weights_layout import Layout, LayoutMismatch
 from models.methods.weights2weights_space import Space, fit_space
 from tests.models.methods.tiny_space import tiny_layout, tiny_space, tiny_weights
@@ -77,7 +78,7 @@ def test_weights_of_another_base_are_refused_by_name() -> None:
 def test_what_was_made_for_another_base_or_another_scale_is_refused() -> None:
     layout = Layout.of(tiny_unet(0), base_hash="this")
     layout.check_same(replace(layout, base_hash=None), "the space")
-    with pytest.raises(LayoutMismatch, match="the space was made for the base other, this one is this"):
+    with pytest.raises(ForeignBase, match="the space was made for the base other, this one is this"):
         layout.check_same(replace(layout, base_hash="other"), "the space")
     with pytest.raises(LayoutMismatch, match="rank 1, alpha 1; this base takes"):
         layout.check_same(replace(layout, alpha=1.0), "the space")
