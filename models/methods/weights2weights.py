@@ -105,7 +105,7 @@ class Weights2Weights:
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Weights2Weights:
-        """From local folders: `base` in diffusers layout and `space`, ours or the authors'.
+        """From local folders: `base` in diffusers layout and `checkpoint`, a space of ours or the authors'.
 
         `settings` that are not None replace the authors'. Without `device` CUDA if there is one, without `dtype` bf16 there, else fp32.
         Raises ValueError (ModelNotFound, CheckpointMismatch, LayoutMismatch, ForeignBase) saying what to do.
@@ -114,7 +114,7 @@ class Weights2Weights:
         folder = Path(sources["base"])
         base = UNetBase.load(folder, device=device, dtype=dtype)
         layout = Layout.of(base.unet, base_hash=model_revision(folder / "unet"))
-        return cls(base, load_space(Path(sources["space"]), layout, n_components=chosen.n_components), chosen)
+        return cls(base, load_space(Path(sources["checkpoint"]), layout, n_components=chosen.n_components), chosen)
 
     @torch.no_grad()
     def __call__(self, requests: Sequence[Request]) -> list[Result]:

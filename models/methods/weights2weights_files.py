@@ -11,7 +11,7 @@ import io
 import json
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from models.checkpoints import UnreadableCheckpoint
 from models.lora_files import lora_bytes, read_lora
-from models.methods.weights2weights_layout import Layout, LayoutMismatch
-from models.methods.weights2weights_space import Space
+from models.methods.weights2weights_layout import Layout, LayoutMismatch, canonical_key
+from models.methods.weights2weights_space import Space, read_facts
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # where diffusers looks for rank and scale
 COEFFICIENTS = "coefficients"
@@ -107,7 +107,7 @@ def load_authors_space(folder: Path, layout: Layout, *, n_components: int | None
         raise UnreadableCheckpoint(
             f"{folder} holds no space: neither space.safetensors nor all of the authors' files ({', '.join(absent)} missing)."
         )
-    _check_dimensions(_load_torch(folder / "weight_dimensions.pt", "weight_dimensions.pt"), layout, folder)
+    layout.flatten({key: torch.empty(shape) for key, shape in _authors_shapes(folder / "weight_dimensions.pt").items()})
     V_nk, mean_n, std_n = (_tensor(folder / name, mmap=name == "V.pt") for name in ("V.pt", "mean.pt", "std.pt"))
     V_nk = V_nk[:, :n_components].float()
     k = V_nk.shape[1]
@@ -118,12 +118,12 @@ def load_authors_space(folder: Path, layout: Layout, *, n_components: int | None
     return Space(layout, mean_n.float().reshape(-1), std_n.float().reshape(-1), V_nk, proj_mean_k, proj_std_k)
 
 
-def _check_dimensions(dimensions: Any, layout: Layout, folder: Path) -> None:
+def _authors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by our keys of the authors' weight_dimensions.pt. Raises UnreadableCheckpoint."""
     try:
-        shapes = {key: tuple(shape) for key, (_numel, shape) in dimensions.items()}
+        return {canonical_key(key): tuple(shape) for key, (_numel, shape) in _load_torch(file, str(file)).items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise UnreadableCheckpoint(f"{folder / 'weight_dimensions.pt'} names no shapes by tensor ({error}).") from error
-    layout.flatten({key: torch.empty(shape) for key, shape in shapes.items()})
+        raise UnreadableCheckpoint(f"{file} names no shapes by tensor ({error}).") from error
 
 
 def _peft_config(layout: Layout) -> dict[str, Any]:
@@ -144,3 +144,17 @@ def _load_torch(file: Path | io.BytesIO, named: str, *, mmap: bool = False, allo
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableCheckpoint(f"{named} can't be read as tensors alone ({reason}); nothing else is unpickled.") from error
+
+
+def read_layout(folder: Path, base_hash: str | None) -> Layout:
+    """The layout of a space without reading the space itself; one that names no base is taken to be of `base_hash`.
+
+    Raises LayoutMismatch or UnreadableCheckpoint for a folder that is no space.
+    """
+    if (folder / "layout.json").is_file():
+        layout = Layout.from_facts(read_facts(folder), str(folder / "layout.json"))
+        return layout if layout.base_hash is not None else replace(layout, base_hash=base_hash)
+    file = folder / "weight_dimensions.pt"
+    if not file.is_file():
+        raise UnreadableCheckpoint(f"{folder} is no space: it has neither layout.json nor the authors' weight_dimensions.pt.")
+    return Layout.ordered(_authors_shapes(file), base_hash=base_hash)

@@ -100,7 +100,7 @@ class Layout:
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """(n,) fp32 of one adapter's tensors by key, in any of the ways that PEFT and diffusers write keys. Raises LayoutMismatch."""
-        given = {_canonical(key): tensor for key, tensor in tensors.items()}
+        given = {canonical_key(key): tensor for key, tensor in tensors.items()}
         wanted = {entry.key: entry.shape for entry in self.entries}
         missing, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys()
         wrong = [
@@ -172,10 +172,11 @@ def module_of(key: str) -> str:
     return match["module"]
 
 
-def _peft_key(module: str, side: str) -> str:
-    return f"base_model.model.{module}.lora_{side}.weight"
-
-
-def _canonical(key: str) -> str:
+def canonical_key(key: str) -> str:
+    """A key of PEFT or diffusers as this layout writes it; one that is none as it is."""
     match = _KEY.fullmatch(key)
     return key if match is None else _peft_key(match["module"], match["side"])
+
+
+def _peft_key(module: str, side: str) -> str:
+    return f"base_model.model.{module}.lora_{side}.weight"

@@ -124,7 +124,7 @@ class Space:
     @classmethod
     def load(cls, folder: Path) -> Space:
         """What `save` wrote, in fp32. Raises UnreadableCheckpoint or LayoutMismatch for a folder that is none."""
-        facts = _read_json(folder / "layout.json")
+        facts = read_facts(folder)
         tensors = {name: tensor.float() for name, tensor in read_tensors(folder / "space.safetensors").items()}
         if missing := {"V", "mean", "std", "proj_mean", "proj_std"} - tensors.keys():
             raise UnreadableCheckpoint(f"{folder / 'space.safetensors'} is no space: it lacks {', '.join(sorted(missing))}. Fit it again.")
@@ -223,7 +223,9 @@ def _signed(V_nk: Tensor) -> Tensor:
     return V_nk * torch.where(largest_k < 0, -1.0, 1.0)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
+    """A space's layout.json. Raises UnreadableCheckpoint where there is none."""
+    file = folder / "layout.json"
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:

@@ -144,14 +144,14 @@ def test_a_request_that_cannot_be_is_refused_with_its_reason(method: Weights2Wei
 
 def test_it_loads_from_folders_and_a_space_of_another_base_is_refused(tmp_path: Path) -> None:
     base = tiny_unet_base()
-    sources = {"base": save(base, tmp_path / "base"), "space": tmp_path / "space"}
+    sources = {"base": save(base, tmp_path / "base"), "checkpoint": tmp_path / "space"}
     digest = model_revision(tmp_path / "base" / "unet")
     space = replace(tiny_space(base), layout=Layout.of(base.unet, base_hash=digest))
-    space.save(sources["space"], dtype=torch.float32)
+    space.save(sources["checkpoint"], dtype=torch.float32)
     loaded = Weights2Weights.load(sources, settings={"num_inference_steps": 3, "negative_prompt": "", "debias": None}, device="cpu")
     request = tiny_requests()[2]
     assert torch.equal(image(loaded, request), image(tiny_method(), request))
     assert Weights2Weights.load(sources, settings={"n_components": 4}, device="cpu").space.components == 4
-    replace(space, layout=replace(space.layout, base_hash="another")).save(sources["space"])
+    replace(space, layout=replace(space.layout, base_hash="another")).save(sources["checkpoint"])
     with pytest.raises(ForeignBase, match="was made for the base another"):
         Weights2Weights.load(sources, device="cpu")
