@@ -2,10 +2,12 @@
 
 from pipelines.compose import COMPOSE
 from pipelines.edit import EDIT
+from pipelines.personalize import PERSONALIZE
 from pipelines.pipeline import Kind
 from pipelines.restore import RESTORE
+from pipelines.weights_initialize import INITIALIZE
 
-KINDS: dict[str, Kind] = {kind.key: kind for kind in (RESTORE, COMPOSE, EDIT)}
+KINDS: dict[str, Kind] = {kind.key: kind for kind in (RESTORE, COMPOSE, EDIT, PERSONALIZE, INITIALIZE)}
 
 
 def find_kind(name: str, mode: str | None = None) -> Kind:

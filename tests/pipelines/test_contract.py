@@ -20,7 +20,7 @@ from orchestration.job import parse
 from orchestration.run import prepare, run
 from pipelines import KINDS
 from pipelines.pipeline import Kind
-from tests.pipelines import test_compose, test_edit, test_restore
+from tests.pipelines import test_compose, test_edit, test_personalize, test_restore
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ SUBJECTS = {
         test_edit.job,
         lambda _: [test_edit.row("a"), test_edit.row("b", "a green circle"), test_edit.row("c", source="a cat")],
         test_edit.row("bad", " "),
+    ),
+    "personalize": Subject(
+        test_personalize.tiny_model,
+        test_personalize.job,
+        lambda _: [test_personalize.row(name, num_images=2) for name in "abc"],
+        test_personalize.row("bad", prompt="a cat"),
     ),
 }
 
