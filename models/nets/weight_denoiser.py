@@ -31,6 +31,7 @@ class DenoiserSizes:
     heads: tuple[int, int, int] = (4, 4, 8)
     embedding: int = 256  # of index and time
     groups: int = 8  # of the normalisation
+    directions: int = 32  # a block of its own to write in, beside what the U-Net gives element by element
     use_index: bool = True  # False: for the arm of the proof that does not tell
 
 
@@ -53,6 +54,10 @@ class WeightDenoiser(nn.Module):
         self.grow_2, self.up_2 = nn.Conv1d(c, b, 3, padding=1), Level(2 * b, b, sizes.heads[1], sizes)
         self.grow_1, self.up_1 = nn.Conv1d(b, a, 3, padding=1), Level(2 * a, a, sizes.heads[0], sizes)
         self.leave = nn.Sequential(nn.GroupNorm(sizes.groups, a), nn.SiLU(), nn.Conv1d(a, sizes.patch, 3, padding=1))
+        self.directions = nn.Parameter(torch.zeros(sizes.blocks, sizes.directions, sizes.block_size))
+        self.along = nn.Linear(a, sizes.directions)
+        nn.init.zeros_(self.along.weight)
+        nn.init.zeros_(self.along.bias)
         last = self.leave[-1]
         assert isinstance(last, nn.Conv1d)
         nn.init.zeros_(last.weight)  # an untrained denoiser gives the mean of the training concepts
@@ -72,7 +77,11 @@ class WeightDenoiser(nn.Module):
         h = self.leave_middle(self.middle(self.shrink_2(second), told, text_CTD), told)
         h = self.up_2(torch.cat([self.grow_2(_twice(h)), second], dim=1), told, text_CTD)
         h = self.up_1(torch.cat([self.grow_1(_twice(h)), first], dim=1), told, text_CTD)
-        return self.leave(h).transpose(1, 2).reshape(C, N, E)
+        x_CNE = self.leave(h).transpose(1, 2).reshape(C, N, E)
+        if not self.sizes.use_index:
+            return x_CNE
+        along_CNK = self.along(h.mean(-1)).unflatten(0, (C, N))
+        return x_CNE + torch.einsum("cnk,cnke->cne", along_CNK, self.directions[index_CN])
 
 
 class Level(nn.Module):

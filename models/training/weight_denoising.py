@@ -65,20 +65,25 @@ def denoising_loss(
     *,
     prediction: Prediction = "x0",
     noisiest: float = 0.0,
+    drawn: int | None = None,
 ) -> Tensor:
-    """The loss of all blocks of C concepts, normalised. Each block has its own time; `noisiest`: the share of blocks at the last one, T.
+    """The loss of the blocks of C concepts, normalised: of all, or of `drawn` of each concept's.
 
-    Padding decides nothing, whatever it holds.
+    Each block has its own time; `noisiest`: the share of blocks at the last one, T. Padding decides nothing, whatever it holds.
     """
     C, N, E = blocks_CNE.shape
-    mask = mask_NE.to(blocks_CNE)
-    blocks_CNE = torch.where(mask_NE, blocks_CNE, 0.0)
+    index_CN = torch.arange(N).expand(C, N)
+    if drawn is not None and drawn < N:
+        index_CN = torch.rand(C, N, generator=generator).argsort(1)[:, :drawn]
+        N = drawn
+    mask_CNE = mask_NE[index_CN]
+    blocks_CNE = torch.where(mask_CNE, blocks_CNE.take_along_dim(index_CN[:, :, None], 1), 0.0)
     t_CN = torch.randint(TIMES, (C, N), generator=generator)
     t_CN = torch.where(torch.rand(C, N, generator=generator) < noisiest, TIMES - 1, t_CN)
     noise_CNE = torch.randn(C, N, E, generator=generator)
     target_CNE, noisy_CNE = noised(blocks_CNE, noise_CNE, t_CN, prediction)
-    predicted = network(noisy_CNE * mask, t_CN, torch.arange(N).expand(C, N), text_CTD)
-    errors_CN = ((predicted - target_CNE).square() * mask).sum(-1) / mask.sum(-1)
+    predicted = network(noisy_CNE * mask_CNE, t_CN, index_CN, text_CTD)
+    errors_CN = ((predicted - target_CNE).square() * mask_CNE).sum(-1) / mask_CNE.sum(-1)
     return errors_CN.mean()
 
 

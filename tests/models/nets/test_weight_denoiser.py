@@ -17,7 +17,7 @@ def tiny_denoiser(sizes: DenoiserSizes = TINY) -> WeightDenoiser:
         torch.manual_seed(0)
         network = WeightDenoiser(sizes)
         for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.2)
     return network.eval().requires_grad_(False)
 
 
