@@ -88,15 +88,18 @@ def _add(name: str, own: LowRank, rows: int, layer: nn.Module, inputs: tuple[Ten
         raise AdapterMismatch(
             f"{name} was called with {len(x)} rows, but adapters are attached for {rows}; hand over an index for each row."
         )
-    product = _convolved(x, own, layer) if isinstance(layer, nn.Conv2d) else _multiplied(x, own)
-    return output + (product * own.scale).to(output.dtype)
+    if isinstance(layer, nn.Conv2d):
+        return output + (_convolved(x, own, layer) * own.scale).to(output.dtype)
+    return _multiplied(x, own, output)
 
 
-def _multiplied(x: Tensor, own: LowRank) -> Tensor:
-    """(B,L,C) or (B,C) to (B,L,O) or (B,O)."""
-    x_RPC = x.reshape(len(own.down), -1, x.shape[-1])
-    y_RPO = x_RPC @ own.down.mT @ own.up.mT
-    return y_RPO.reshape(*x.shape[:-1], -1)
+def _multiplied(x: Tensor, own: LowRank, output: Tensor) -> Tensor:
+    """The output (B,L,O) or (B,O) of a layer on x (B,L,C) or (B,C), with the product added to it in one pass."""
+    R = len(own.down)
+    z_RPr = x.reshape(R, -1, x.shape[-1]) @ own.down.mT
+    if output.dtype != z_RPr.dtype:
+        return output + (z_RPr @ own.up.mT * own.scale).to(output.dtype).reshape(output.shape)
+    return torch.baddbmm(output.reshape(R, -1, output.shape[-1]), z_RPr, own.up.mT, alpha=own.scale).reshape(output.shape)
 
 
 def _convolved(x_BChw: Tensor, own: LowRank, layer: nn.Conv2d) -> Tensor:
