@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +98,49 @@ def weights(
     except ValueError as error:
         raise JobFileError(str(error)) from error
     return _written(catalog, output, as_json)
+
+
+@app.command("personalize")
+def personalize(
+    output: Output,
+    people: Annotated[
+        str, typer.Argument(help="Who: a finished weights job (folder or models:/people@newest), a folder of adapter files, or a list.")
+    ],
+    prompts: Annotated[str, typer.Option("--prompts", help="List of prompts: prompt, negative_prompt.")],
+    edits: Annotated[
+        str | None, typer.Option("--edits", help="List of edits: attribute, strength, start_timestep; lines of one name go together.")
+    ] = None,
+    images: Annotated[int | None, typer.Option("--images", min=1, max=64, help="Pictures a row.")] = None,
+    seeds: Seeds = None,
+    as_json: AsJson = False,
+) -> int:
+    """People, prompts and edits (CSV, JSON lines, Parquet) are crossed to a manifest. A row's id is made of its content."""
+    from orchestration.job import JobFileError
+    from pipelines.people_lists import people_in, personalize_manifest
+
+    try:
+        found, skipped = _people_of_job(people) or people_in(people)
+        catalog = personalize_manifest(found, prompts, edits=edits, seeds=parse_seeds(seeds), num_images=images)
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
+    return _written(replace(catalog, skipped=[*skipped, *catalog.skipped]), output, as_json)
+
+
+def _people_of_job(place: str) -> Any:
+    """The people of a weights job's ok rows, by person or row id, and its failed rows; None where the place is no job."""
+    from orchestration.find import find_rows
+    from orchestration.folder import JobFolder
+    from orchestration.registry import resolve
+    from pipelines.people_lists import Person
+    from workers.folders import Skipped
+
+    folder = JobFolder(resolve(place, None) if place.startswith("models:/") else place)
+    if folder.read_json("job.json") is None:
+        return None
+    named = ["person_id"] if "person_id" in folder.planned().column_names else []
+    rows = find_rows(folder, {}, [*named, "weights_uri"])
+    people = [Person(row.get("person_id") or row["row_id"], row["weights_uri"]) for row in rows if row["status"] == "ok"]
+    return people, [Skipped(f"row {row['row_id']}", "failed") for row in rows if row["status"] != "ok"]
 
 
 def parse_seeds(text: str | None) -> list[int | None]:
