@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Punctuation, Sequence, Whitespace
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from models.lab.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, Thing
+from models.lab.word_tokenizer import word_tokenizer
 from models.lab.world import BEARDS, EXPRESSIONS, GLASSES, HAIR, HAIR_COLOURS, Portrait, Subject
 
 MAX_TOKENS = 28
@@ -46,14 +42,7 @@ def words() -> list[str]:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the world's captions, padded with the end token as CLIP's is; unknown words become <unk>."""
-    vocabulary = {word: at for at, word in enumerate(["<start>", "<end>", "<unk>", *words()])}
-    inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    inner.normalizer = Lowercase()
-    inner.pre_tokenizer = Sequence([Whitespace(), Punctuation("removed")])
-    inner.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<start>", eos_token="<end>", pad_token="<end>", unk_token="<unk>", model_max_length=MAX_TOKENS
-    )
+    return word_tokenizer(words(), MAX_TOKENS)
 
 
 def caption(what: Subject, generator: torch.Generator | None = None) -> str:

@@ -9,5 +9,6 @@ RECIPES: dict[str, str] = {
     "unet": "models.recipes.unet",
     "mmdit": "models.recipes.mmdit",
     "vital_layers": "models.recipes.vital_layers",
+    "translator": "models.recipes.translator",
 }
 """Name -> module."""
