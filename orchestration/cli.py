@@ -314,9 +314,20 @@ def world(
     columns: Annotated[int, typer.Option(min=1, max=64)] = 10,
     first: Annotated[int, typer.Option(min=0, help="Number of the first picture; the same number is always the same picture.")] = 0,
     kind: Annotated[str | None, typer.Option(help="portrait or scene; either when left out.")] = None,
+    people: Annotated[
+        int | None, typer.Option("--people", min=1, help="Not a sheet: so many people as files in the folder OUTPUT.")
+    ] = None,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, max=64, help="Pictures of each of them.")] = 8,
 ) -> int:
-    """A contact sheet of the drawn world that the lab's models are trained on, and its captions."""
+    """A contact sheet of the drawn world that the lab's models are trained on, and its captions; or people who do not exist, as files."""
     from models.lab.world_sheet import world_sheet
+
+    if people is not None:
+        from models.lab.crowd import PHOTOS, TABLE, write_people
+
+        write_people(output, people, pictures, first=first)
+        out.print(f"people    {output / PHOTOS}, a folder each, and what they look like in {output / TABLE}", markup=False)
+        return OK
 
     if kind not in (None, "portrait", "scene"):
         raise _UsageError(f"--kind {kind}: choose portrait or scene")

@@ -100,6 +100,20 @@ def weights(
     return _written(catalog, output, as_json)
 
 
+@app.command("identity")
+def identity(
+    photos: Annotated[str, typer.Argument(help="Folder of photographs; sub-folder or file-name prefix = person.")],
+    output: Output,
+    as_json: AsJson = False,
+) -> int:
+    """People's photographs, as ordinary files, become the rows of a weights job of mode identity: a row a person."""
+    from pipelines import manifests
+
+    report = manifests.identity_manifest(photos)
+    manifests.write_manifest(report, output)
+    return _report(output, report.table.num_rows, report.skipped, "files", as_json)
+
+
 @app.command("personalize")
 def personalize(
     output: Output,

@@ -5,9 +5,10 @@ from pipelines.edit import EDIT
 from pipelines.personalize import PERSONALIZE
 from pipelines.pipeline import Kind
 from pipelines.restore import RESTORE
+from pipelines.weights_identity import IDENTITY
 from pipelines.weights_initialize import INITIALIZE
 
-KINDS: dict[str, Kind] = {kind.key: kind for kind in (RESTORE, COMPOSE, EDIT, PERSONALIZE, INITIALIZE)}
+KINDS: dict[str, Kind] = {kind.key: kind for kind in (RESTORE, COMPOSE, EDIT, PERSONALIZE, INITIALIZE, IDENTITY)}
 
 
 def find_kind(name: str, mode: str | None = None) -> Kind:

@@ -94,6 +94,29 @@ def restore_manifest(photos: str, references: str, *, faces: bool = False) -> Ma
     return ManifestReport(pa.Table.from_pylist(rows, schema=SCHEMA), [*skipped, *skipped_references, *more, *unmatched], counts)
 
 
+def identity_manifest(photos: str) -> ManifestReport:
+    """A folder of people's photographs, by person as in `restore_manifest`: a row a person, for weights jobs of mode identity.
+
+    Raises NotAFolder, NothingToRestore where it holds no picture.
+    """
+    files, skipped = list_pictures(photos)
+    if not files:
+        raise NothingToRestore(f"{photos} holds no picture that can be read; give another folder")
+    people, more = _collect_people(files, None)
+    rows = [
+        {
+            "row_id": _row_id(person.name),
+            "reference_image_uris": [reference.uri for reference in person.references],
+            "person_id": person.name,
+        }
+        for person in people.values()
+    ]
+    schema = pa.schema(
+        [pa.field("row_id", pa.string(), nullable=False), ("reference_image_uris", pa.list_(pa.string())), ("person_id", pa.string())]
+    )
+    return ManifestReport(pa.Table.from_pylist(rows, schema), [*skipped, *more], {person.name: 1 for person in people.values()})
+
+
 def write_manifest(report: ManifestReport, output: object) -> None:
     """Write the rows as a Parquet file, whole or not at all. Raises NothingToRestore for no rows, ValueError for another extension."""
     _check_name(str(output))

@@ -13,11 +13,21 @@ from pipelines.base_models import FLUX, STABLE_DIFFUSION, base_settings, base_to
 from pipelines.pipeline import Accept, Model
 from workers import storage
 
-KIND_METHODS = {"restore": ("instant_restore",), "compose/layout": ("bounded_attention",), "edit": ("stable_flow",)}
-BASES = {"bounded_attention": STABLE_DIFFUSION, "stable_flow": FLUX}
+KIND_METHODS = {
+    "restore": ("instant_restore",),
+    "compose/layout": ("bounded_attention",),
+    "edit": ("stable_flow",),
+    "weights/identity": ("weights2weights",),
+}
+BASES = {"bounded_attention": STABLE_DIFFUSION, "stable_flow": FLUX, "weights2weights": STABLE_DIFFUSION}
 """Methods without weights of their own -> the topology of the base that each runs on."""
 UNLICENSED = ("instant_restore",)  # the authors' weights state no licence
-_SOURCES = {"instant_restore": {"base", "checkpoint", "vae"}, "bounded_attention": {"base"}, "stable_flow": {"base", "vital_layers"}}
+_SOURCES = {
+    "instant_restore": {"base", "checkpoint", "vae"},
+    "bounded_attention": {"base"},
+    "stable_flow": {"base", "vital_layers"},
+    "weights2weights": {"base"},
+}
 
 
 class LicenceNotAccepted(ValueError):
