@@ -10,6 +10,7 @@ METHODS: dict[str, str] = {
     "bounded_attention": "models.methods.bounded_attention:BoundedAttention",
     "stable_flow": "models.methods.stable_flow:StableFlow",
     "weights2weights": "models.methods.weights2weights:Weights2Weights",
+    "neural_weights": "models.methods.neural_weights:NeuralWeights",
 }
 """Method -> module:class."""
 

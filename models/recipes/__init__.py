@@ -10,5 +10,6 @@ RECIPES: dict[str, str] = {
     "mmdit": "models.recipes.mmdit",
     "vital_layers": "models.recipes.vital_layers",
     "translator": "models.recipes.translator",
+    "weight_denoiser": "models.recipes.weight_denoiser",
 }
 """Name -> module."""

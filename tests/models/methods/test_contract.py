@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.methods import METHODS, method_class
-from tests.models.methods import tiny_bounded_attention, tiny_instant_restore, tiny_stable_flow, tiny_weights2weights
+from tests.models.methods import tiny_bounded_attention, tiny_instant_restore, tiny_neural_weights, tiny_stable_flow, tiny_weights2weights
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ SUBJECTS = {
         method=tiny_weights2weights.tiny_method,
         requests=tiny_weights2weights.tiny_requests,
         values=lambda result: result.image[:, :16],
+        tolerance=1e-5,
+    ),
+    "neural_weights": Subject(
+        method=tiny_neural_weights.tiny_method,
+        requests=tiny_neural_weights.tiny_requests,
+        values=lambda result: torch.cat([tensor.flatten() for tensor in result.lora.values()]),
         tolerance=1e-5,
     ),
 }
