@@ -10,6 +10,7 @@ RECIPES: dict[str, str] = {
     "mmdit": "models.recipes.mmdit",
     "vital_layers": "models.recipes.vital_layers",
     "translator": "models.recipes.translator",
+    "identity_space": "models.recipes.identity_space",
     "weight_denoiser": "models.recipes.weight_denoiser",
 }
 """Name -> module."""
