@@ -83,10 +83,36 @@ def edit(
     return _written(catalog, output, as_json)
 
 
+@app.command("translate")
+def translate(
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder: manifest.parquet, and pairs/ with the pictures.")],
+    photos: Annotated[str | None, typer.Argument(help="Folder of photographs that the lab's edits are applied to; none: drawings.")] = None,
+    concepts: Annotated[str | None, typer.Option("--concepts", help="A .txt file, a list, lab:300 or lab:held-out.")] = None,
+    pairs: Annotated[str | None, typer.Option("--pairs", help="Instead: a folder CONCEPT/input and CONCEPT/target of your own.")] = None,
+    pictures: Annotated[int, typer.Option("--pictures", help="Pairs of each concept.")] = 72,
+    drawings: Annotated[int, typer.Option("--drawings", help="How many of them are drawn portraits.")] = 36,
+    as_json: AsJson = False,
+) -> int:
+    """Pairs of pictures for every concept become the rows of a translate job, of either mode."""
+    from orchestration.job import JobFileError
+    from pipelines.pairs import given_pairs, lab_pairs
+
+    if (concepts is None) == (pairs is None):
+        raise JobFileError("give either --concepts, for pairs that the lab's edits make, or --pairs, a folder of pairs")
+    try:
+        if concepts is not None:
+            catalog = lab_pairs(photos, concepts, str(output.absolute()), pictures=pictures, drawings=drawings)
+        else:
+            catalog = given_pairs(str(pairs))
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
+    return _written(catalog, output / "manifest.parquet", as_json)
+
+
 @app.command("weights")
 def weights(
     output: Output,
-    concepts: Annotated[str, typer.Option("--concepts", help="A .txt file with a concept a line, or a list with a column concept.")],
+    concepts: Annotated[str, typer.Option("--concepts", help="A .txt file, a list with a column concept, lab:300 or lab:held-out.")],
     as_json: AsJson = False,
 ) -> int:
     """Concepts become the rows of a weights job of mode initialize. A row's id is made of its content; what is there twice is named."""

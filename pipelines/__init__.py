@@ -5,10 +5,12 @@ from pipelines.edit import EDIT
 from pipelines.personalize import PERSONALIZE
 from pipelines.pipeline import Kind
 from pipelines.restore import RESTORE
+from pipelines.translate_collect import COLLECT
+from pipelines.translate_finetune import FINETUNE
 from pipelines.weights_identity import IDENTITY
 from pipelines.weights_initialize import INITIALIZE
 
-KINDS: dict[str, Kind] = {kind.key: kind for kind in (RESTORE, COMPOSE, EDIT, PERSONALIZE, INITIALIZE, IDENTITY)}
+KINDS: dict[str, Kind] = {kind.key: kind for kind in (RESTORE, COMPOSE, EDIT, PERSONALIZE, INITIALIZE, IDENTITY, COLLECT, FINETUNE)}
 
 
 def find_kind(name: str, mode: str | None = None) -> Kind:

@@ -23,25 +23,36 @@ _MAX_SLUG = 60
 
 
 def concept_manifest(uri: str) -> Catalog:
-    """A row a concept of a text file (a concept a line) or of a list with a column `concept`, and maybe `seed`.
+    """A row a concept of a text file (a concept a line), of a list with a column `concept` and maybe `seed`, or of the lab (see `read_concepts`).
 
     What is empty, and what says the same as an earlier line (but for case and spaces) with the same seed, is skipped and named.
     Raises BadList for a file that can't be read.
     """
-    rows, seen, skipped = list[dict[str, Any]](), dict[tuple[str, int | None], int](), list[Skipped]()
-    for at, line in _lines(uri):
-        where = f"{uri}, line {at}"
+    skipped = list[Skipped]()
+    rows = [
+        {"row_id": concept_id(concept, seed), "concept": concept, "seed": seed} for _where, concept, seed in read_concepts(uri, skipped)
+    ]
+    return Catalog(pa.Table.from_pylist(rows, schema=ROWS), skipped)
+
+
+def read_concepts(uri: str, skipped: list[Skipped]) -> Iterator[tuple[str, str, int | None]]:
+    """Place, concept and seed of every line that counts; the others are added to `skipped`.
+
+    Besides a file: `lab:300`, the lab's first 300 training concepts; `lab:held-out`, the 20 that nothing is trained on; several with commas
+    between. Raises BadList.
+    """
+    seen = dict[tuple[str, int | None], str]()
+    for where, line in _lines(uri):
         concept = " ".join(cell(line, ("concept", "text"), where).split()) if line else ""
         if not concept:
             skipped.append(Skipped(where, "is empty"))
             continue
         seed = number(line, "seed", where, int)
-        first = seen.setdefault((concept.lower(), seed), at)
-        if first != at:
-            skipped.append(Skipped(where, f"{concept!r} is on line {first} already"))
+        first = seen.setdefault((concept.lower(), seed), where)
+        if first != where:
+            skipped.append(Skipped(where, f"{concept!r} is on {first.removeprefix(f'{uri}, ')} already"))
             continue
-        rows.append({"row_id": concept_id(concept, seed), "concept": concept, "seed": seed})
-    return Catalog(pa.Table.from_pylist(rows, schema=ROWS), skipped)
+        yield where, concept, seed
 
 
 def concept_id(concept: str, seed: int | None) -> str:
@@ -51,12 +62,15 @@ def concept_id(concept: str, seed: int | None) -> str:
     return f"{slug}-{digest}" if slug else digest
 
 
-def _lines(uri: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _lines(uri: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if uri.startswith("lab:"):
+        yield from ((f"{uri}, line {at}", {"concept": text}) for at, text in enumerate(_of_the_lab(uri), 1))
+        return
     if uri.lower().endswith(FORMATS):
-        yield from enumerate(read_list(uri), 1)
+        yield from ((f"{uri}, line {at}", line) for at, line in enumerate(read_list(uri), 1))
         return
     if not uri.lower().endswith(".txt"):
-        raise BadList(f"{uri}: concepts are a .txt file with one a line, or a list with a column concept ({', '.join(FORMATS)})")
+        raise BadList(f"{uri}: concepts are a .txt file with one a line, a list with a column concept ({', '.join(FORMATS)}), or lab:300")
     fs, path = filesystem(uri)
     try:
         text = fs.cat_file(path).decode("utf-8-sig")  # pyright: ignore[reportAttributeAccessIssue]
@@ -65,4 +79,20 @@ def _lines(uri: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     except UnicodeDecodeError as error:
         raise BadList(f"{uri} is not UTF-8 ({error}); save it as such") from error
     for at, line in enumerate(text.splitlines(), 1):
-        yield at, {"concept": line} if line.strip() else {}
+        yield f"{uri}, line {at}", {"concept": line} if line.strip() else {}
+
+
+def _of_the_lab(named: str) -> list[str]:
+    """The texts of `lab:300`, `lab:held-out`, or both with a comma between. Raises BadList."""
+    from models.lab.concepts import held_out_concepts, training_concepts
+
+    found = []
+    for part in named.split(","):
+        which = part.strip().removeprefix("lab:")
+        if which != "held-out" and not which.isdecimal():
+            raise BadList(f"{part.strip()}: write lab:held-out, or how many of the lab's training concepts, such as lab:300")
+        try:
+            found += held_out_concepts() if which == "held-out" else training_concepts(int(which))
+        except ValueError as error:
+            raise BadList(str(error)) from error
+    return [concept.text for concept in found]

@@ -71,6 +71,7 @@ def initialize(params: InitializeParams, context: Context) -> Pipeline:
         ],
         outputs=pa.schema(outputs),
         shown=Shown(before="input" if params.preview else None, after="start", text=["concept"]),
+        family="translators",
     )
 
 
@@ -150,7 +151,7 @@ model: lab/weight-denoiser     # its translator is lab/translator; your own:
 seed: 0                        # a row without a seed of its own gets one from its id and this
 
 params:
-  num_steps: 1                 # denoising steps; one is what the method is about
+  # num_steps: 1               # denoising steps; one is what the method is about
   precision: float16           # of the files, or float32
   preview: true                # one drawn picture through every translator, to look at on the review page
 

@@ -20,7 +20,14 @@ from orchestration.job import parse
 from orchestration.run import prepare, run
 from pipelines import KINDS
 from pipelines.pipeline import Kind
-from tests.pipelines import test_compose, test_edit, test_personalize, test_restore
+from tests.pipelines import (
+    test_compose,
+    test_edit,
+    test_personalize,
+    test_restore,
+    test_translate,
+    test_weights_initialize,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,24 @@ SUBJECTS = {
         test_personalize.job,
         lambda _: [test_personalize.row(name, num_images=2) for name in "abc"],
         test_personalize.row("bad", prompt="a cat"),
+    ),
+    "weights/initialize": Subject(
+        test_weights_initialize.tiny_model,
+        test_weights_initialize.job,
+        lambda _: [test_weights_initialize.row(concept, concept) for concept in ("sepia", "sepia, fog", "noir, ink outlines")],
+        test_weights_initialize.row("bad", "watercolour"),
+    ),
+    "translate/collect": Subject(
+        test_translate.tiny_model,
+        test_translate.job,
+        lambda _: [test_translate.row(concept, concept) for concept in ("sepia", "sepia, fog", "noir, ink outlines")],
+        test_translate.row("bad", " "),
+    ),
+    "translate/finetune": Subject(
+        test_translate.tiny_model,
+        test_translate.finetune,
+        lambda _: [test_translate.row(concept, concept) for concept in ("sepia", "sepia, fog", "noir, ink outlines")],
+        test_translate.row("bad", "watercolour"),
     ),
 }
 
