@@ -26,6 +26,7 @@ from tests.pipelines import (
     test_personalize,
     test_restore,
     test_translate,
+    test_weights_identity,
     test_weights_initialize,
 )
 
@@ -70,6 +71,12 @@ SUBJECTS = {
         test_weights_initialize.job,
         lambda _: [test_weights_initialize.row(concept, concept) for concept in ("sepia", "sepia, fog", "noir, ink outlines")],
         test_weights_initialize.row("bad", "watercolour"),
+    ),
+    "weights/identity": Subject(
+        test_weights_identity.tiny_model,
+        test_weights_identity.job,
+        lambda _: [test_weights_identity.row(name) for name in "abc"],
+        test_weights_identity.row("bad", 0),
     ),
     "translate/collect": Subject(
         test_translate.tiny_model,
