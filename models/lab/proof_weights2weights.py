@@ -162,18 +162,20 @@ def sampling(studio: Studio, seen_mn: Tensor, output: Path) -> tuple[list[Gate],
     sure = {name: studio.confidence(made) for name, made in images.items()}
     faces = {name: studio.faces.embed(made) for name, made in images.items()}
     near = {name: torch.cdist(found, known_BD).amin(1) for name, found in faces.items() if name != "people"}
-    own = (faces["samples"] - studio.faces.embed(studio.draw(drawn_mn, again))).norm(dim=1)
+    models = {"samples": drawn_mn, "random weights": random_mn, "people": real_mn}
+    twice = {name: (faces[name] - studio.faces.embed(studio.draw(w, again))).norm(dim=1) for name, w in models.items()}
     surer, nearer, newer = (
         bootstrap(sure["samples"] - sure["random weights"]),
         bootstrap(near["random weights"] - near["samples"]),
-        bootstrap(near["samples"] - own),
+        bootstrap(near["samples"] - twice["samples"]),
     )
     rows = [[picture(images[name][at]) for at in range(16)] for name in ("people", "samples", "random weights")]
     write_contact_sheet(output / "samples.png", rows)
     text = (
         f"### Samples\n\nThe reader's certainty: people's own adapters {bootstrap(sure['people'])}, samples {bootstrap(sure['samples'])}, "
         f"random weights of the same length {bootstrap(sure['random weights'])}. Distance of faces to the nearest of {len(seen_mn)} fitted people: "
-        f"samples {bootstrap(near['samples'])}, random weights {bootstrap(near['random weights'])}; two pictures of one sample {bootstrap(own)}."
+        f"samples {bootstrap(near['samples'])}, random weights {bootstrap(near['random weights'])}. Distance of the faces in two pictures of one model, from two seeds: "
+        f"{', '.join(f'{name} {bootstrap(apart)}' for name, apart in twice.items())}."
     )
     return [
         Gate("b. the reader is surer of samples than of random weights of the same length", f"by {surer}", surer.low > 0),
