@@ -174,7 +174,7 @@ def sampling(studio: Studio, seen_mn: Tensor, output: Path) -> tuple[list[Gate],
     text = (
         f"### Samples\n\nThe reader's certainty: people's own adapters {bootstrap(sure['people'])}, samples {bootstrap(sure['samples'])}, "
         f"random weights of the same length {bootstrap(sure['random weights'])}. Distance of faces to the nearest of {len(seen_mn)} fitted people: "
-        f"samples {bootstrap(near['samples'])}, random weights {bootstrap(near['random weights'])}. Distance of the faces in two pictures of one model, from two seeds: "
+        f"samples {bootstrap(near['samples'])}, random weights {bootstrap(near['random weights'])}. Two pictures of one model apart: "
         f"{', '.join(f'{name} {bootstrap(apart)}' for name, apart in twice.items())}."
     )
     return [
