@@ -1,7 +1,8 @@
 """Train the base of all translators, with its text tower and discriminator (`calotype train translator --data DIR`).
 
-It sees photographs and drawn portraits under some of the lab's edits, told by their texts, and is frozen afterwards. It must know the parts of
-edits well enough that a small LoRA reaches any of their combinations, and not so many combinations that nothing is left to the LoRA.
+It sees photographs and drawn portraits under several of the lab's edits, told by their texts, and is frozen afterwards. They are few, of some of
+the tones only: a base that knows every part of every edit does from the text alone what a LoRA is for. The text tower beside it learns the words
+of all training edits, by telling their parts apart.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.lab.concepts import training_concepts, words
+from models.lab.concepts import EDGES, LIGHTS, TEXTURES, TONES, Concept, training_concepts, words
 from models.lab.word_tokenizer import word_tokenizer
 from models.nets.translator import Generator, PatchDiscriminator, Shape, save_translator
 from models.training.loop import fit, keyed
@@ -35,7 +36,9 @@ class Config:
     data: Path | None = None  # folder of photographs, sets with an index.csv each; None: drawings alone
     sets: tuple[str, ...] = ("faces_lab", "flowers", "objects_dreambooth", "old_photos")
     drawings: int = 1_500
-    concepts: int = 64  # of the lab's training concepts
+    concepts: int = 16  # of the lab's training concepts
+    tones: int = 4  # how many of the tones these may have
+    telling: float = 1.0  # weight of the text tower's loss of telling the parts of any training edit's text
     shape: Shape = field(default_factory=Shape)
     batch: int = 32
     adversarial: float = 1.0
@@ -52,8 +55,14 @@ class Config:
     seed: int = 0
 
 
+PARTS = (TONES, EDGES, TEXTURES, LIGHTS)
+
+
 class Pair(nn.Module):
-    """Generator, discriminator and text tower, trained by one optimizer: each loss reaches its own network only."""
+    """Generator, discriminator and text tower, trained by one optimizer: each loss reaches its own network only.
+
+    `heads` read the parts of an edit from its text's pooled state; nobody needs them afterwards.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -72,6 +81,13 @@ class Pair(nn.Module):
                 pad_token_id=1,
             )
         )
+
+        self.heads = nn.ModuleList(nn.Linear(shape.text_width, len(names)) for names in PARTS)
+
+    def misread(self, ids_BT: Tensor, parts_B4: Tensor) -> Tensor:
+        """Cross-entropy of the parts of edits, read from their texts."""
+        pooled = self.text_encoder(input_ids=ids_BT).pooler_output
+        return torch.stack([cross_entropy(head(pooled), part) for head, part in zip(self.heads, parts_B4.T, strict=True)]).sum()
 
     def losses(self, source_B3SS: Tensor, ids_BT: Tensor, target_B3SS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """L1 distance, the generator's adversarial loss, the discriminator's loss."""
@@ -95,10 +111,17 @@ def pictures(cfg: Config) -> tuple[Tensor, Tensor]:
     return torch.cat(seen), torch.cat(kept)
 
 
+def known(cfg: Config) -> list[Concept]:
+    """The edits that the base sees: the first training concepts of the first tones."""
+    tones = list(TONES)[: cfg.tones]
+    return [concept for concept in training_concepts(1_230) if concept.tone in tones][: cfg.concepts]
+
+
 def train(cfg: Config, out: Path) -> None:
     """Train until `cfg.steps` (or `cfg.minutes`), resuming from out/checkpoint.pt; then write out/translator."""
     seen, kept = pictures(cfg)
-    concepts = training_concepts(cfg.concepts)
+    concepts, everything = known(cfg), training_concepts(1_230)
+    keys = [list(names) for names in PARTS]
     tokenizer: Any = word_tokenizer(words(), MAX_TOKENS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -117,10 +140,19 @@ def train(cfg: Config, out: Path) -> None:
         ids = tokenizer(said, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return chosen, ids, torch.cat(targets)
 
+    def texts(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Ids of any training edits' texts, and the places of their parts."""
+        said = [everything[int(at)] for at in torch.randint(len(everything), (cfg.batch,), generator=generator)]
+        ways = [concept.paraphrase(generator) for concept in said]
+        parts = [[names.index(key) for names, key in zip(keys, vars(concept).values(), strict=True)] for concept in said]
+        return tokenizer(ways, padding="max_length", truncation=True, return_tensors="pt").input_ids, torch.tensor(parts)
+
     def loss(step: int) -> tuple[Tensor, Mapping[str, float]]:
         distance, fooling, telling = pair.losses(*batch(seen, cfg.batch, keyed(cfg.seed, step)))
-        value = cfg.absolute * distance + cfg.adversarial * fooling + telling
-        return value, {"l1": float(distance.detach()), "g": float(fooling.detach()), "d": float(telling.detach())}
+        misread = pair.misread(*texts(keyed(cfg.seed, step, "texts")))
+        value = cfg.absolute * distance + cfg.adversarial * fooling + telling + cfg.telling * misread
+        facts = {"l1": distance, "g": fooling, "d": telling, "read": misread}
+        return value, {name: float(fact.detach()) for name, fact in facts.items()}
 
     steps = fit(pair, loss, cfg, out, betas=(0.5, 0.99))
     with torch.no_grad():
@@ -134,7 +166,7 @@ def train(cfg: Config, out: Path) -> None:
         "seed": cfg.seed,
         "steps": steps,
         "samples": steps * cfg.batch,
-        "concepts": cfg.concepts,
+        "concepts": [concept.text for concept in concepts],
         "data": "drawn portraits" if cfg.data is None else f"drawn portraits and free photographs of {', '.join(cfg.sets)}",
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
     }
