@@ -39,11 +39,15 @@ class Start:
 
 
 def adapter_bytes(layout: Layout, weights_n: Tensor, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32) -> bytes:
-    """A PEFT LoRA file of one model's weights; `metadata`: what else there is to say of it (person_id, row_id, ...)."""
+    """A PEFT LoRA file of one model's weights; `metadata`: what else there is to say of it (person, row_id, ...)."""
+    return lora_bytes(layout.unflatten(weights_n), {**metadata, **adapter_metadata(layout)}, dtype)
+
+
+def adapter_metadata(layout: Layout) -> dict[str, str]:
+    """What an adapter's file must say of itself: method, base, rank and scale, these also as diffusers looks for them."""
     peft = {f"base_model.model.{name}": value for name, value in _peft_config(layout).items()}
     own = {"method": "weights2weights", "rank": str(layout.rank), "alpha": f"{layout.alpha:g}", ADAPTER_METADATA: json.dumps(peft)}
-    known = {} if layout.base_hash is None else {"base_hash": layout.base_hash}
-    return lora_bytes(layout.unflatten(weights_n), {**metadata, **own, **known}, dtype)
+    return own if layout.base_hash is None else {**own, "base_hash": layout.base_hash}
 
 
 def coefficient_bytes(layout: Layout, p_k: Tensor, metadata: Mapping[str, str]) -> bytes:

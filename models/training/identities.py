@@ -22,6 +22,7 @@ from models.bases import UNetBase
 from models.catalog import model_revision
 from models.denoising import denoising_errors
 from models.low_rank import attached
+from models.methods.weights2weights_files import adapter_metadata
 from models.methods.weights2weights_layout import ALPHA, RANK, Layout
 from models.sampling import Request as Picture
 from models.sampling import sample
@@ -126,12 +127,9 @@ class Identities:
         """What an adapter's file says of it."""
         settings = self.settings
         return {
-            "method": "weights2weights",
+            **adapter_metadata(self.layout),
             "state": "trained",
             "person": request.name,
-            "base_hash": str(self.layout.base_hash),
-            "rank": str(settings.rank),
-            "alpha": f"{settings.alpha:g}",
             "prompt": settings.prompt,
             "start_seed": str(settings.start_seed),
             "seed": str(request.seed),

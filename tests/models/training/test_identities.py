@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.lora_files import lora_bytes
-from models.methods.weights2weights_files import read_start
+from models.methods.weights2weights_files import adapter_metadata, read_start
 from models.training.identities import Identities, Request, Settings, starting_weights
 from tests.models.tiny_bases import tiny_unet_base
 
@@ -51,6 +51,7 @@ def test_an_adapter_s_file_is_read_back_by_a_space_of_its_base(trainer: Identiti
     assert start.weights_n is not None
     assert torch.equal(start.weights_n, trainer.layout.flatten(result.adapter))
     assert (result.metadata["person"], result.metadata["steps"]) == ("ada", "3")
+    assert result.metadata.items() >= adapter_metadata(trainer.layout).items()  # else stock diffusers would take another scale
 
 
 def test_longer_training_fits_the_pictures_better() -> None:
