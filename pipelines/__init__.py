@@ -7,10 +7,15 @@ from pipelines.pipeline import Kind
 from pipelines.restore import RESTORE
 from pipelines.translate_collect import COLLECT
 from pipelines.translate_finetune import FINETUNE
+from pipelines.weights_edit import EDIT_WEIGHTS
 from pipelines.weights_identity import IDENTITY
 from pipelines.weights_initialize import INITIALIZE
+from pipelines.weights_invert import INVERT
+from pipelines.weights_sample import SAMPLE
 
-KINDS: dict[str, Kind] = {kind.key: kind for kind in (RESTORE, COMPOSE, EDIT, PERSONALIZE, INITIALIZE, IDENTITY, COLLECT, FINETUNE)}
+KINDS: dict[str, Kind] = {
+    kind.key: kind for kind in (RESTORE, COMPOSE, EDIT, PERSONALIZE, INITIALIZE, IDENTITY, SAMPLE, EDIT_WEIGHTS, INVERT, COLLECT, FINETUNE)
+}
 
 
 def find_kind(name: str, mode: str | None = None) -> Kind:

@@ -80,7 +80,7 @@ def train(cfg: Config, out: Path) -> None:
         "base": cfg.base,
         "recipe": "identity_space",
         "data": f"adapters of {seen} drawn people, trained by a weights job",
-        "settings": {"identity_token": "person", "negative_prompt": "", "num_inference_steps": 20, "guidance_scale": 3.0},
+        "settings": {"identity_token": "person", "negative_prompt": "", "num_inference_steps": 20, "guidance_scale": 3.0, "noises": 4},
         "metrics": {**metrics, "attributes, held-out people": accuracies},
     }
     (target / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.pipelines import (
     test_translate,
     test_weights_identity,
     test_weights_initialize,
+    test_weights_people,
 )
 
 
@@ -77,6 +79,24 @@ SUBJECTS = {
         test_weights_identity.job,
         lambda _: [test_weights_identity.row(name) for name in "abc"],
         test_weights_identity.row("bad", 0),
+    ),
+    "weights/sample": Subject(
+        test_personalize.tiny_model,
+        partial(test_weights_people.job, "sample"),
+        lambda _: [test_weights_people.sample_row(name) for name in "abc"],
+        test_weights_people.sample_row("bad", 2**40),
+    ),
+    "weights/edit": Subject(
+        test_personalize.tiny_model,
+        partial(test_weights_people.job, "edit"),
+        lambda _: [test_weights_people.edit_row(name) for name in "abc"],
+        test_weights_people.edit_row("bad", attribute="wise"),
+    ),
+    "weights/invert": Subject(
+        test_personalize.tiny_model,
+        partial(test_weights_people.job, "invert"),
+        lambda _: [test_weights_people.invert_row(name) for name in "abc"],
+        test_weights_people.invert_row("bad", image=b"no picture"),
     ),
     "translate/collect": Subject(
         test_translate.tiny_model,

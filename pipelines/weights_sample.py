@@ -1,0 +1,125 @@
+"""New people: each row is one model drawn from the space of adapters by its seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from pipelines.people import resolve_space
+from pipelines.pipeline import Context, Kind, Pipeline, Shown
+from pipelines.rows import row_seed
+from pipelines.weights_models import MADE, ModelParams, facts, of_model, settings_of, settle, write, written
+from workers.replica import Replica
+from workers.stage import MapRows
+
+if TYPE_CHECKING:  # torch is loaded by replicas, never by the driver
+    from models.methods.weights2weights_models import Models, Wanted
+
+ROWS = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        ("seed", pa.int64()),  # null: a hash of row_id and the job's seed
+        ("person_id", pa.string()),  # a name for the new person; the row's id where null
+    ]
+)
+
+
+class SampleParams(ModelParams):
+    """Job parameters."""
+
+    std_factor: float = Field(1.0, ge=0)  # f of N(mean, f * std): below 1 nearer to the mean, above it farther out
+
+
+def sample(params: SampleParams, context: Context) -> Pipeline:
+    """One row is one seed; what comes back is a model of somebody new, and a picture made with it."""
+    return Pipeline(
+        name="weights",
+        rows=ROWS,
+        stages=[
+            Replica(
+                "sample",
+                partial(load, params, context),
+                request=partial(request, context),
+                columns=partial(of_model, params, context.model),
+                adds=MADE,
+                micro_batch=context.micro_batch or 32,
+                gpus=1,
+            ),
+            MapRows(
+                "write",
+                partial(_write, params, context),
+                adds=pa.schema([*written(context), ("seed", pa.int64())]),
+                drops=("weights_file", "tuned_pixels"),
+            ),
+        ],
+        outputs=pa.schema([*written(context), ("coefficients", pa.list_(pa.float32())), ("seed", pa.int64())]),
+        shown=Shown(before=None, after="tuned", text=["person_id"]),
+        family="people",
+    )
+
+
+def load(params: SampleParams, context: Context) -> Models:
+    """The maker of models; called in the replica's process."""
+    from models.methods.weights2weights_models import Models
+
+    assert params.prompt is not None
+    return Models.load(context.model.sources, prompt=params.prompt, settings=settings_of(params), std_factor=params.std_factor)
+
+
+def request(context: Context, row: Mapping[str, Any]) -> Wanted:
+    """A row as the method wants it."""
+    from models.methods.weights2weights_models import Wanted
+
+    return Wanted(seed=row_seed(row, context.seed), facts=facts(row, context, "sampled"))
+
+
+def _write(params: SampleParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**write(params, context, row), "seed": row_seed(row, context.seed)}
+
+
+TEMPLATE = """\
+# A calotype job: people who do not exist, drawn from the space of adapters; a LoRA each.
+# calotype check job.yaml    what will happen, measured on a few rows
+# calotype run job.yaml      runs it; the same command goes on after an interruption
+kind: weights
+mode: sample
+name: new-people               # the job folder is <output>/<name>-<fingerprint>
+manifest: manifest.parquet     # a row a person: row_id, and a seed where you want a certain one
+output: runs                   # a folder or s3://bucket/prefix
+model: lab/identity-space      # its base is lab/unet; a full-size one:
+# model: {method: weights2weights, base: /models/realistic-vision-v51, checkpoint: /models/weights2weights/files}
+# accept_noncommercial: true   # the authors' space may be used for nothing else
+seed: 0                        # a row without a seed of its own gets one from its id and this
+
+params:
+  std_factor: 1.0              # how far from the mean; below 1 more ordinary, above 1 more unusual
+  weights_format: peft         # or coefficients: a small file that needs the space
+  # n_components: 1000         # of the space, the first ones
+  # prompt: sks person         # of the picture that shows each model; this and all below: as the model was made
+  # num_inference_steps: 50
+  # guidance_scale: 3.0
+  # negative_prompt: low quality, blurry, unfinished, cartoon
+
+# reuse: last                  # leave out rows that were ok in the last job of this name under the same settings
+# where: {person_id: [ada]}    # only these rows
+# limit: 100                   # only the first rows
+media: files                   # or columns: adapters and pictures inside the Parquet files
+on_bad_source: fail            # or skip: run without manifest files that can't be read
+
+engine: ray                    # or inline: this process, no Ray
+resources:                     # none of this changes a result
+  replicas: auto
+  block_rows: auto             # rows committed together
+  # micro_batch: 32            # models in one call
+  row_timeout_s: null          # kills a replica that needs longer for a row; null: no limit
+  # price_per_hour: 2.5        # of a replica, for the cost on the review page
+
+tracking:
+  enabled: true                # MLflow: MLFLOW_TRACKING_URI, else a SQLite file
+"""
+
+SAMPLE = Kind(name="weights", mode="sample", params=SampleParams, resolve=resolve_space, build=sample, settle=settle, template=TEMPLATE)
