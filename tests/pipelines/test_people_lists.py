@@ -15,7 +15,7 @@ from orchestration.job import parse
 from orchestration.run import run
 from pipelines.lists import BadList
 from pipelines.people_lists import Person, people_in, personalize_manifest, read_edits
-from tests.pipelines import test_personalize
+from tests.pipelines import test_personalize, test_weights_identity
 
 PEOPLE = [Person("ada", "/people/ada.safetensors"), Person("bob", "/people/bob.safetensors")]
 
@@ -90,3 +90,15 @@ def test_the_command_writes_a_manifest_that_a_job_runs(tmp_path: Path) -> None:
     assert refused.exit_code != 0
     assert "has no column weights_uri" in str(refused.exception)
     assert JobFolder(summary.folder).finished
+
+
+def test_people_of_a_weights_job_are_its_ok_rows_by_name_and_the_failed_ones_are_named(tmp_path: Path) -> None:
+    base = test_weights_identity.tiny_model(tmp_path / "base")
+    rows = [test_weights_identity.row("a"), test_weights_identity.row("b", 0), test_weights_identity.row("c")]
+    done = JobFolder(run(parse(test_weights_identity.job(tmp_path, base, rows))).folder)
+    lines, manifest = written(tmp_path / "prompts.csv", "prompt\na dog\n"), tmp_path / "made.parquet"
+    result = CliRunner().invoke(app, ["manifest", "personalize", done.uri, "--prompts", lines, "-o", str(manifest), "--json"])
+    assert json.loads(result.stdout)["skipped"] == [["row b", "failed"]], result.output
+    made = pq.read_table(manifest).to_pylist()
+    assert [row["person_id"] for row in made] == ["person a", "person c"]
+    assert all(Path(row["start_weights_uri"]).is_file() for row in made)
