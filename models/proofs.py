@@ -28,6 +28,7 @@ CLAIMS: dict[str, str] = {
     "instant_restore": "models.lab.proof_instant_restore:prove",
     "bounded_attention": "models.lab.proof_bounded_attention:prove",
     "stable_flow": "models.lab.proof_stable_flow:prove",
+    "neural_weights": "models.lab.proof_neural_weights:prove",
     "weights2weights": "models.lab.proof_weights2weights:prove",
 }
 """Method -> module:function that takes (output folder, data folder or None, say) and returns whether every gate of its lab proof holds."""

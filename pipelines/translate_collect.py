@@ -23,7 +23,7 @@ class CollectParams(Params):
 
     steps: int = Field(40, ge=1)
     batch_size: int = Field(8, ge=1)  # pairs a step
-    learning_rate: float = Field(5e-3, gt=0)
+    learning_rate: float = Field(2e-2, gt=0)  # of the up-projections; a tenth of it for the down-projections
     eval_fraction: float = Field(0.1, gt=0, lt=1)  # of a row's pairs, at least 4: checked on, not trained on
     group_size: int = Field(16, ge=1, le=512)  # rows trained in one forward pass; decides nothing but speed and memory
     data_seed: int = 0  # of the order in which pairs are drawn, the same for all rows
@@ -105,7 +105,7 @@ seed: 0
 params:
   steps: 40                    # for every concept
   batch_size: 8                # pairs of a concept a step
-  learning_rate: 0.005
+  learning_rate: 0.02
   eval_fraction: 0.1           # of a concept's pairs, at least 4: checked on, not trained on
   group_size: 16               # concepts trained in one forward pass
   # precision: float32         # of the files, or float16

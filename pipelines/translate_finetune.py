@@ -36,7 +36,7 @@ class FinetuneParams(Params):
 
     max_epochs: int = Field(10, ge=1)  # over a row's pairs
     batch_size: int = Field(8, ge=1)  # pairs a step
-    learning_rate: float = Field(5e-3, gt=0)
+    learning_rate: float = Field(2e-2, gt=0)  # of the up-projections; a tenth of it for the down-projections
     check_every: int = Field(5, ge=1)  # steps; a row ends at the first check where its target or its seconds are reached
     eval_fraction: float = Field(0.1, gt=0, lt=1)  # of a row's pairs, at least 4: checked on, not trained on
     target_l1: float | None = Field(None, gt=0, le=1)  # of rows that name none
@@ -166,7 +166,7 @@ seed: 0
 params:
   max_epochs: 10               # over a row's pairs
   batch_size: 8                # pairs a step
-  learning_rate: 0.005
+  learning_rate: 0.02
   check_every: 5               # steps; a row ends at the first check where its target is reached
   eval_fraction: 0.1           # of a row's pairs, at least 4: checked on, not trained on
   group_size: 16               # rows trained in one forward pass

@@ -76,7 +76,7 @@ class NeuralWeights:
         seeds = [request.seed for request in requests]
         blocks_CNE = self.denoiser.generate(text_CTD.to(self.denoiser.mean.device), seeds, self.settings.num_steps)
         loras = self.denoiser.layout.from_blocks(blocks_CNE.cpu())
-        pictures = self._previews(requests, loras, text_CTD)
+        pictures = self._previews(requests, loras)
         return [
             Result({name: stacked[at] for name, stacked in loras.items()}, self._metadata(request), picture)
             for at, (request, picture) in enumerate(zip(requests, pictures, strict=True))
@@ -86,7 +86,7 @@ class NeuralWeights:
         own = {"method": "neural_weights", "state": "generated", "concept": request.concept, "base_hash": self.denoiser.base_hash}
         return {**request.said, **own, "seed": str(request.seed), "num_steps": str(self.settings.num_steps)}
 
-    def _previews(self, requests: Sequence[Request], loras: Mapping[str, Tensor], text_CTD: Tensor) -> list[Tensor | None]:
+    def _previews(self, requests: Sequence[Request], loras: Mapping[str, Tensor]) -> list[Tensor | None]:
         """The requests' pictures, each through its own LoRA, all in one forward pass."""
         found: list[Tensor | None] = [None] * len(requests)
         at = [i for i, request in enumerate(requests) if request.picture is not None]
@@ -94,7 +94,7 @@ class NeuralWeights:
             rows = torch.tensor(at)
             given = torch.stack([picture for request in requests if (picture := request.picture) is not None])
             with attached(self.base.generator, self.base.low_rank(loras), rows):
-                made = self.base.generator(given, text_CTD[rows])
+                made = self.base.generator(given, self.base.silence(len(rows)))
             for i, picture in zip(at, made, strict=True):
                 found[i] = picture
         return found

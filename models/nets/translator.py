@@ -222,6 +222,11 @@ class Translator:
         ids = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
         return self.text_encoder(input_ids=ids).last_hidden_state
 
+    def silence(self, count: int) -> Tensor:
+        """Text states (count,T,D) that say nothing. Translators with a LoRA get these: what a base makes of words that it was not trained on is
+        arbitrary, every LoRA would have to undo it, and no text would tell how (docs/proofs/neural_weights.md)."""
+        return torch.zeros(count, self.tokenizer.model_max_length, self.shape.text_width)
+
     def low_rank(self, lora: Mapping[str, Tensor]) -> dict[str, LowRank]:
         """Adapters for `models.low_rank.attached` of concepts' stacked tensors (G,*shape) by name. Raises KeyError for a missing one."""
         return {name: LowRank(lora[f"{name}.lora_A"], lora[f"{name}.lora_B"]) for name in lora_modules(self.generator, self.ranks)}

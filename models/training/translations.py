@@ -47,7 +47,13 @@ class Settings:
     """How one training goes; the same for all concepts of a group."""
 
     batch: int = 16  # pairs of each concept a step
-    lr: float = 2e-3  # Adam
+    lr: float = 2e-2  # Adam
+    eps: float = (
+        0.05  # of Adam: what has next to no gradient stays, else noise would move it as far as everything, and nothing could be predicted
+    )
+    down_rate: float = (
+        0.1  # of it, for the down-projections of LoRA: what all begin with alike stays alike, and weights are easier to predict
+    )
     betas: tuple[float, float] = (0.5, 0.999)
     absolute: float = 100.0  # weight of the L1 distance
     adversarial: float = 1.0
@@ -59,7 +65,7 @@ class Training:
     """A training under way, one step at a time. `seeds`: of each concept's draws; equal ones draw the same places of their pairs."""
 
     forward: Callable[[Tensor, Tensor], Tensor]  # sources (G,b,3,S,S) and text states (G,T,D) to (G,b,3,S,S)
-    parameters: Sequence[Tensor]
+    parameters: Sequence[tuple[float, Sequence[Tensor]]]  # with the share of the rate that each group learns at
     discriminator: PatchDiscriminator  # what each concept's begins as
     text_GTD: Tensor  # noqa: N815
     pairs: Pairs
@@ -72,10 +78,11 @@ class Training:
         self._telling, _ = stack_module_state(copies)  # pyright: ignore[reportArgumentType]
         self._optimizer = torch.optim.Adam(
             [
-                {"params": list(self.parameters), "lr": self.settings.lr},
-                {"params": list(self._telling.values()), "lr": self.settings.discriminator_lr},
+                *({"params": list(group), "lr": share * self.settings.lr} for share, group in self.parameters),
+                {"params": list(self._telling.values()), "lr": self.settings.discriminator_lr, "eps": 1e-8},
             ],
             betas=self.settings.betas,
+            eps=self.settings.eps,
             fused=True,
         )
 
@@ -117,14 +124,17 @@ class Training:
 
 def lora_training(
     base: Translator,
-    concepts: Sequence[str],
     pairs: Pairs,
     start: Mapping[str, Tensor],
     *,
     seeds: Sequence[int] | None = None,
     settings: Settings | None = None,
+    text_GTD: Tensor | None = None,
 ) -> tuple[Training, dict[str, Tensor]]:
-    """LoRA of G concepts from `start` (G,*shape) by name, and the tensors that are trained, which change with every step."""
+    """LoRA of G concepts from `start` (G,*shape) by name, and the tensors that are trained, which change with every step.
+
+    `text_GTD`: what the generator is told; None: nothing, as translators are used (`Translator.silence`).
+    """
     lora = {name: start[name].detach().clone().requires_grad_(True) for name, _shape in base.lora_layout}
 
     def forward(sources_Gb3SS: Tensor, text_GTD: Tensor) -> Tensor:
@@ -133,13 +143,17 @@ def lora_training(
             made = base.generator(sources_Gb3SS.flatten(0, 1), text_GTD.repeat_interleave(b, dim=0))
         return made.unflatten(0, (G, b))
 
-    text = base.encode_text(concepts)
-    training = Training(forward, list(lora.values()), base.discriminator, text, pairs, seeds or [0] * len(concepts), settings or Settings())
+    count = len(pairs.targets)
+    text = base.silence(count) if text_GTD is None else text_GTD
+    given = settings or Settings()
+    sides = [[value for name, value in lora.items() if name.endswith(side)] for side in ("lora_A", "lora_B")]
+    parameters = [(given.down_rate, sides[0]), (1.0, sides[1])]
+    training = Training(forward, parameters, base.discriminator, text, pairs, seeds or [0] * count, given)
     return training, lora
 
 
-def scratch_training(base: Translator, concept: str, pairs: Pairs, *, seed: int = 0, settings: Settings | None = None) -> Training:
-    """A generator and a discriminator of the base's shape from random weights, for one concept (G is 1); nothing of the base but its text tower."""
+def scratch_training(base: Translator, pairs: Pairs, *, seed: int = 0, settings: Settings | None = None) -> Training:
+    """A generator and a discriminator of the base's shape from random weights, for one concept (G is 1)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator, discriminator = Generator(base.shape), PatchDiscriminator(base.shape)
@@ -148,8 +162,8 @@ def scratch_training(base: Translator, concept: str, pairs: Pairs, *, seed: int 
         b = sources_1b3SS.shape[1]
         return generator(sources_1b3SS[0], text_1TD.expand(b, -1, -1))[None]
 
-    given = settings or Settings(lr=1e-3)
-    return Training(forward, list(generator.parameters()), discriminator, base.encode_text([concept]), pairs, [seed], given)
+    given = settings or Settings(lr=2e-3, eps=1e-8)
+    return Training(forward, [(1.0, list(generator.parameters()))], discriminator, base.silence(1), pairs, [seed], given)
 
 
 @dataclass(frozen=True)

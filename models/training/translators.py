@@ -124,17 +124,16 @@ class Translators:
             Pairs(torch.stack([r.sources[part] for r in requests]), torch.stack([r.targets[part] for r in requests]))
             for part in (slice(cut), slice(cut, None))
         )
-        concepts = [request.concept for request in requests]
         seeds = [request.seed for request in requests]
-        training, lora = lora_training(self.base, concepts, seen, concatenated(starts), seeds=seeds, settings=settings)
+        training, lora = lora_training(self.base, seen, concatenated(starts), seeds=seeds, settings=settings)
         before = training.made(held.sources[:, :1])
         steps = self.plan.steps or self.plan.epochs * -(-cut // settings.batch)
         trained = train_loras(
             training, lora, held, steps=steps, check_every=self.plan.check_every,
             targets=[request.target_l1 for request in requests], max_seconds=[request.max_seconds for request in requests],
         )  # fmt: skip
-        alone, _ = lora_training(self.base, concepts, seen, concatenated([self.base.start_lora(STARTS_ALIKE)] * len(requests)))
-        ended, _ = lora_training(self.base, concepts, seen, concatenated([one.lora for one in trained]))
+        alone, _ = lora_training(self.base, seen, concatenated([self.base.start_lora(STARTS_ALIKE)] * len(requests)))
+        ended, _ = lora_training(self.base, seen, concatenated([one.lora for one in trained]))
         after = ended.made(held.sources[:, :1])
         shown = torch.stack([_unit(held.sources[:, 0]), before[:, 0], after[:, 0], _unit(held.targets[:, 0])], dim=1)
         return list(zip(trained, alone.errors(held).tolist(), shown, strict=True))
@@ -161,7 +160,7 @@ class Translators:
         if request.apply is None or not len(request.apply):
             return None
         pairs = Pairs(request.apply[None], request.apply[None])
-        training, _ = lora_training(self.base, [request.concept], pairs, concatenated([lora]))
+        training, _ = lora_training(self.base, pairs, concatenated([lora]))
         return training.made(request.apply[None])[0]
 
     def _metadata(self, request: Request, trained: Trained) -> dict[str, str]:

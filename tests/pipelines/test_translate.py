@@ -161,7 +161,6 @@ def test_bad_rows_fail_alone_with_what_to_do(tmp_path: Path, model: Path, mode: 
     rows = [
         row("good"),
         row("empty", " "),
-        row("unknown", "watercolour"),
         {**row("few"), **few},
         {**row("broken"), **broken},
         {**row("uneven"), **uneven},
@@ -172,13 +171,20 @@ def test_bad_rows_fail_alone_with_what_to_do(tmp_path: Path, model: Path, mode: 
     folder = JobFolder(run(parse(job(tmp_path, model, rows, mode))).folder)
     table = folder.results(["row_id", "error_type", "error"])
     found = {r["row_id"]: r for r in table.filter(pc.equal(table["status"], "failed")).to_pylist()}  # pyright: ignore
-    others = {"unknown": "UnknownWords", "gone": "FileNotFoundError"}
+    others = {"gone": "FileNotFoundError"}
     bad = [one["row_id"] for one in rows if one["row_id"] != "good"]
     assert {name: r["error_type"] for name, r in found.items()} == {**dict.fromkeys(bad, "BadRow"), **others}
     assert "target image 3" in found["broken"]["error"]
     assert "pair 5: input is 16 x 16, target 20 x 16" in found["sizes"]["error"]
     assert "12 input images and 11 target images" in found["uneven"]["error"]
     assert verify(folder) == []
+
+
+def test_words_that_the_text_tower_does_not_know_matter_only_where_weights_come_from_them(tmp_path: Path, model: Path) -> None:
+    rows = [row("a", "watercolour"), row("b", "sepia")]
+    for base, status in ((model.parent / "translator", "ok"), (model, "failed")):
+        found = results(JobFolder(run(parse(finetune(tmp_path, base, rows))).folder))
+        assert (found["a"]["status"], found["b"]["status"]) == (status, "ok")
 
 
 def test_a_start_for_another_base_fails_its_row(tmp_path: Path, model: Path) -> None:

@@ -12,7 +12,8 @@ from models.training.translations import Pairs, Settings, Trained, absolute_erro
 from tests.models.methods.tiny_neural_weights import tiny_translator
 
 CONCEPTS = ("sepia, ink outlines", "cold teal, soft focus", "negative colours, crisp edges")
-FAST = Settings(batch=4, lr=5e-3)
+FAST = Settings(batch=4, lr=2e-2)
+GENTLE = Settings(batch=4, lr=1e-3)  # Adam magnifies rounding where a gradient is next to nothing, in proportion to the rate
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,11 @@ def only(whole: Pairs, concept: int) -> Pairs:
 
 def test_concepts_trained_in_one_forward_pass_are_each_trained_alone(base: Translator) -> None:
     given, seeds = pairs(), [1, 2, 3]
-    together, lora = lora_training(base, CONCEPTS, given, starts(base, 3), seeds=seeds, settings=FAST)
+    together, lora = lora_training(base, given, starts(base, 3), seeds=seeds, settings=GENTLE)
     for _ in range(3):
         together.step()
-    for concept, text in enumerate(CONCEPTS):
-        alone, own = lora_training(base, [text], only(given, concept), starts(base, 1), seeds=seeds[concept : concept + 1], settings=FAST)
+    for concept in range(len(CONCEPTS)):
+        alone, own = lora_training(base, only(given, concept), starts(base, 1), seeds=seeds[concept : concept + 1], settings=GENTLE)
         for _ in range(3):
             alone.step()
         for name, value in own.items():
@@ -54,7 +55,7 @@ def test_concepts_trained_in_one_forward_pass_are_each_trained_alone(base: Trans
 
 def test_training_a_lora_lowers_its_held_out_error_and_leaves_the_base_alone(base: Translator) -> None:
     before = {name: value.clone() for name, value in base.generator.state_dict().items()}
-    training, lora = lora_training(base, CONCEPTS, pairs(), starts(base, 3), settings=FAST)
+    training, lora = lora_training(base, pairs(), starts(base, 3), settings=FAST)
     ended = train_loras(training, lora, pairs(seed=1), steps=40, check_every=20)
     for one in ended:
         assert one.curve_steps == [0, 20, 40]
@@ -65,7 +66,7 @@ def test_training_a_lora_lowers_its_held_out_error_and_leaves_the_base_alone(bas
 
 
 def test_a_scratch_training_learns_too_and_another_seed_is_another_one(base: Translator) -> None:
-    one, other = (scratch_training(base, CONCEPTS[0], only(pairs(), 0), seed=seed, settings=Settings(batch=4, lr=3e-3)) for seed in (0, 1))
+    one, other = (scratch_training(base, only(pairs(), 0), seed=seed, settings=Settings(batch=4, lr=3e-3, eps=1e-8)) for seed in (0, 1))
     held = only(pairs(seed=1), 0)
     first = one.errors(held).item()
     for _ in range(30):
@@ -78,7 +79,7 @@ def test_each_concept_ends_at_its_target_or_its_time_and_is_kept_as_it_was_then(
     held = pairs(seed=1)
 
     def run(**how: list[float | None]) -> list[Trained]:
-        training, lora = lora_training(base, CONCEPTS, pairs(), starts(base, 3), settings=FAST)
+        training, lora = lora_training(base, pairs(), starts(base, 3), settings=FAST)
         return train_loras(training, lora, held, steps=12, check_every=4, **how)
 
     free = run()
@@ -88,14 +89,14 @@ def test_each_concept_ends_at_its_target_or_its_time_and_is_kept_as_it_was_then(
     assert [one.reached for one in some] == [False, True, False]
     assert torch.equal(some[2].lora["up.1.lora_A"], base.start_lora()["up.1.lora_A"])
     torch.testing.assert_close(some[0].lora["up.1.lora_B"], free[0].lora["up.1.lora_B"])
-    made = lora_training(base, CONCEPTS[1:2], only(pairs(), 1), concatenated([some[1].lora]))[0]
+    made = lora_training(base, only(pairs(), 1), concatenated([some[1].lora]))[0]
     assert made.errors(only(held, 1)).item() == pytest.approx(target, abs=1e-5)
 
 
 def test_one_that_diverges_ends_alone(base: Translator) -> None:
     start = starts(base, 3)
     start["up.1.lora_B"][1] = torch.nan
-    training, lora = lora_training(base, CONCEPTS, pairs(), start, settings=FAST)
+    training, lora = lora_training(base, pairs(), start, settings=FAST)
     ended = train_loras(training, lora, pairs(seed=1), steps=4, check_every=2)
     assert [one.diverged for one in ended] == [False, True, False]
     assert ended[0].curve[-1] < ended[0].curve[0]
