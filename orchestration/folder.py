@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,11 @@ def block_name(name: str) -> str:
     """The block that a ledger file (`<block>.parquet`) or a data file (`<block>-<part>.parquet`) belongs to."""
     base = name.rsplit("/", 1)[-1].removesuffix(".parquet").removesuffix(".pending")
     return base.rsplit("-", 1)[0] if "/status=" in name else base
+
+
+def kind_of(spec: Mapping[str, Any]) -> str:
+    """The kind of a job, with its mode, of the spec in job.json: restore, weights/sample."""
+    return f"{spec['kind']}/{spec['mode']}" if spec.get("mode") else str(spec["kind"])
 
 
 @dataclass(frozen=True)

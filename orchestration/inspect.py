@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from models.catalog import lab_models, read_card
-from orchestration.folder import JobFolder
+from orchestration.folder import JobFolder, kind_of
 from orchestration.job import JobFileError
 from orchestration.lease import judge, process_alive
 from orchestration.reuse import last
@@ -32,7 +32,7 @@ def describe(folder: JobFolder) -> dict[str, Any]:
         "job": folder.name,
         "folder": folder.uri,
         "state": "finished" if manifest else "running" if lease else "stopped" if record else "planning",
-        "kind": record["spec"]["kind"] if record else None,
+        "kind": kind_of(record["spec"]) if record else None,
         "created": record["created"] if record else None,
         "generation": len(record["plans"]) - 1 if record else None,
         "planned": manifest["rows"] if manifest else progress.get("planned"),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from orchestration.folder import JobFolder
+from orchestration.folder import JobFolder, kind_of
 from orchestration.mlflow_results import Results
 from orchestration.registry import register
 from pipelines.pipeline import Pipeline
@@ -122,7 +122,12 @@ class MlflowRun:
         self._log_tags(client, {**ran, **ended})
         client.set_tag(self.run_id, "mlflow.note.content", redact(results.description(review)))
         if self.pipeline.family is not None and summary["ok"]:
-            facts = {"kind": self._kind(), "files": summary["ok"], "failed": summary["failed"], "model": self._identity()["calotype.model"]}
+            facts = {
+                "kind": kind_of(self.job["spec"]),
+                "files": summary["ok"],
+                "failed": summary["failed"],
+                "model": self._identity()["calotype.model"],
+            }
             register(client, self.run_id, self.pipeline.family, self.folder, facts)
         client.set_terminated(self.run_id, "FINISHED", end_time=at)  # when the job ended, however late this arrives
         self._tell_parent(client, metrics, at)
@@ -201,15 +206,11 @@ class MlflowRun:
         client.log_batch(parent, metrics=points, synchronous=True)
         client.set_terminated(parent, "FINISHED", end_time=at)
 
-    def _kind(self) -> str:
-        spec = self.job["spec"]
-        return f"{spec['kind']}/{spec['mode']}" if spec.get("mode") else spec["kind"]
-
     def _identity(self) -> dict[str, str]:
         """Tags that a run is made with and found by."""
         spec = self.job["spec"]
         tags = {
-            "calotype.kind": self._kind(),
+            "calotype.kind": kind_of(self.job["spec"]),
             "calotype.job": spec["name"],
             "calotype.folder": self.folder.uri.replace("'", "%27"),
             "calotype.fingerprint": self.job["fingerprint"],

@@ -40,7 +40,7 @@ class EditParams(ModelParams):
 
 def edit(params: EditParams, context: Context) -> Pipeline:
     """One row is one person with their edits; what comes back is the edited model, and a picture before and after."""
-    outputs = pa.schema([*written(context), *pictures.kept("start", context.media)])
+    outputs = pa.schema([*written(context), *pictures.kept("start", context.media), ("moved", pa.string())])
     return Pipeline(
         name="weights",
         rows=ROWS,
@@ -60,7 +60,7 @@ def edit(params: EditParams, context: Context) -> Pipeline:
             MapRows("write", partial(_write, params, context), adds=outputs, drops=("weights_file", "tuned_pixels", "start_pixels")),
         ],
         outputs=pa.schema([*outputs, ("coefficients", pa.list_(pa.float32()))]),
-        shown=Shown(before="start", after="tuned", group="person_id"),
+        shown=Shown(before="start", after="tuned", group="person_id", text=["moved"]),
         family="people",
     )
 
@@ -95,7 +95,8 @@ def columns(params: EditParams, context: Context, made: Made) -> dict[str, Any]:
 
 
 def _write(params: EditParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**write(params, context, row), **shown(params, context, row, "start")}
+    moved = ", ".join(f"{edit['attribute']} {edit['strength']:+g}" for edit in row["edits"])
+    return {**write(params, context, row), **shown(params, context, row, "start"), "moved": moved}
 
 
 TEMPLATE = """\

@@ -123,7 +123,7 @@ def identity(params: IdentityParams, context: Context) -> Pipeline:
             after="tuned",
             references="reference_images",
             scores=[Score("final_loss", "Last loss", higher_is_better=False)],
-            text=["person_id"],
+            group="person_id",
             curve=("curve_steps", "curve"),
         ),
         family="people",

@@ -85,7 +85,7 @@ def invert(params: InvertParams, context: Context) -> Pipeline:
             before="image",
             after="tuned",
             scores=[Score("final_loss", "Last loss", higher_is_better=False)],
-            text=["person_id"],
+            group="person_id",
             curve=("curve_steps", "curve"),
         ),
         family="people",

@@ -57,7 +57,7 @@ def sample(params: SampleParams, context: Context) -> Pipeline:
             ),
         ],
         outputs=pa.schema([*written(context), ("coefficients", pa.list_(pa.float32())), ("seed", pa.int64())]),
-        shown=Shown(before=None, after="tuned", text=["person_id"]),
+        shown=Shown(before=None, after="tuned", group="person_id"),
         family="people",
     )
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from orchestration.folder import JobFolder
+from orchestration.folder import JobFolder, kind_of
 from orchestration.review import nights, rows, summary
 from orchestration.review.content import Content
 from orchestration.review.thumbnails import Thumbnails
@@ -139,7 +139,7 @@ def _numbers(
     return {
         "job": {
             "name": spec["name"],
-            "kind": spec["kind"],
+            "kind": kind_of(spec),
             "folder": folder.uri,
             "created": record.get("created"),
             "finished": (folder.read_json("_manifest.json") or {}).get("finished") if folder.finished else None,
