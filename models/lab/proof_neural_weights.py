@@ -29,6 +29,7 @@ from models.methods.weight_diffusion import Denoiser
 from models.metrics import bootstrap
 from models.nets.translator import Translator
 from models.recipes import weight_denoiser
+from models.training.weight_denoising import read_collection
 
 CALIBRATION = 100  # seed of the runs that Q is fixed by, before any timed run
 MARGIN = 1.05
@@ -75,7 +76,8 @@ def prove(output: Path, data: Path | None, say: Callable[[str], None], folder: P
     if both := set(saw.concepts) & {concept.text for concept in held_out}:
         raise ValueError(f"the denoiser was trained on held-out concepts, such as {sorted(both)[0]!r}; train it on lab:N only")
     output.mkdir(parents=True, exist_ok=True)
-    starts = Starts(base, denoiser, saw, _without_index(folder, data, output, sizes))
+    unseen = len(read_collection(data, base.base_hash).concepts) - len(saw.concepts)
+    starts = Starts(base, denoiser, saw, _without_index(folder, data, output, sizes, unseen))
     track = Track.of(base, held_out, seen=sizes.seen, held=sizes.held)
     race = track.first(sizes.raced)
     kept = Kept(output / "curves.json")
@@ -125,9 +127,10 @@ def _base_of(folder: Path) -> Path:
     return beside if (beside / "card.json").is_file() else lab_path(named)
 
 
-def _without_index(folder: Path, data: Path, output: Path, sizes: Sizes) -> Denoiser:
-    """A denoiser that is not told which block it works on; trained here, for fewer steps, since it has next to nothing to learn."""
-    cfg = weight_denoiser.Config(data=data, translator=str(_base_of(folder)), use_index=False, steps=sizes.no_index_steps)
+def _without_index(folder: Path, data: Path, output: Path, sizes: Sizes, validation: int) -> Denoiser:
+    """A denoiser that is not told which block it works on; trained here, on the same concepts, for fewer steps, since it has little to learn."""
+    translator = str(_base_of(folder))
+    cfg = weight_denoiser.Config(data=data, translator=translator, validation=validation, use_index=False, steps=sizes.no_index_steps)
     made = output / "no-index" / "weight-denoiser"
     if not (made / "card.json").is_file():
         weight_denoiser.train(cfg, output / "no-index")
