@@ -39,12 +39,12 @@ class Config:
     directions: int = 32  # that every block can be written along, beside element by element
     batch: int = 64  # concepts a step
     drawn: int | None = 6  # blocks of each, drawn anew for each step; None: all
-    noisiest: float = 0.5  # share of blocks at the time that generation begins at
+    noisiest: float = 0.8  # share of blocks at the time that generation begins at
     paraphrases: int = 8  # ways to say each concept that are trained on, beside its own text
     text_dropout: float = 0.1  # share of concepts whose text is left out
-    steps: int = 1_200  # optimizer steps; may be changed on resuming
+    steps: int = 700  # optimizer steps; may be changed on resuming
     minutes: float | None = None
-    lr: float = 1e-3
+    lr: float = 1.5e-3
     warmup: int = 50
     decay: float = 0.5
     weight_decay: float = 1e-2
@@ -161,7 +161,9 @@ def loss(cfg: Config, network: WeightDenoiser, data: Prepared, step: int) -> tup
     unsaid = torch.rand(cfg.batch, 1, 1, generator=generator) < cfg.text_dropout
     way = torch.randint(data.text.shape[1], (cfg.batch,), generator=generator)
     text = torch.where(unsaid, 0.0, data.text[at, way])
-    value = denoising_loss(network, data.blocks[at], data.layout.mask, text, generator, prediction=cfg.prediction, noisiest=cfg.noisiest)
+    value = denoising_loss(
+        network, data.blocks[at], data.layout.mask, text, generator, prediction=cfg.prediction, noisiest=cfg.noisiest, drawn=cfg.drawn
+    )
     return value, {}
 
 

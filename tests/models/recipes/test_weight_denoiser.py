@@ -15,7 +15,7 @@ from models.low_rank import attached
 from models.methods.neural_weights import NeuralWeights, Request
 from models.nets.translator import Translator
 from models.nets.weight_blocks import Layout, concatenated
-from models.recipes.weight_denoiser import Config, prepare, principal_directions, train, ways_to_say
+from models.recipes.weight_denoiser import Config, build, loss, prepare, principal_directions, train, ways_to_say
 from tests.models.methods.tiny_neural_weights import tiny_translator
 
 CONCEPTS = ("sepia, ink outlines", "noir, soft focus", "golden, fog", "noir, fog")
@@ -72,6 +72,18 @@ def test_a_resumed_training_equals_an_unbroken_one(job: Path, tmp_path: Path) ->
     train(config(job), tmp_path / "broken")
     whole, broken = (load_file(tmp_path / name / "weight-denoiser" / "denoiser.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_a_step_sees_as_many_blocks_as_it_is_told_to(job: Path) -> None:
+    base = Translator.load(job / "translator")
+    seen = []
+    for drawn in (2, None):
+        cfg = config(job, drawn=drawn)
+        data = prepare(cfg, base)
+        network = build(cfg, data)
+        network.register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape[1]))
+        loss(cfg, network, data, 0)
+    assert seen == [2, data.layout.blocks]
 
 
 def test_what_it_saw_and_for_whom_stands_beside_it(job: Path, tmp_path: Path) -> None:
