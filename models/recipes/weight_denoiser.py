@@ -42,7 +42,7 @@ class Config:
     noisiest: float = 0.8  # share of blocks at the time that generation begins at
     paraphrases: int = 8  # ways to say each concept that are trained on, beside its own text
     text_dropout: float = 0.1  # share of concepts whose text is left out
-    steps: int = 700  # optimizer steps; may be changed on resuming
+    steps: int = 480  # optimizer steps; may be changed on resuming
     minutes: float | None = None
     lr: float = 1.5e-3
     warmup: int = 50
