@@ -33,6 +33,11 @@ from models.training.weight_denoising import read_collection
 
 CALIBRATION = 100  # seed of the runs that Q is fixed by, before any timed run
 MARGIN = 1.05
+MIDDLING = (
+    0.40,
+    0.35,
+    0.30,
+)  # of the error of the pictures as they are: the levels that the pilot was measured at, fixed before this proof was written
 
 
 @dataclass(frozen=True)
@@ -201,28 +206,28 @@ def _raced(race: Track, curves: Mapping[str, Mapping[Run, Curve]], sizes: Sizes)
         "Q = what the scratch run itself ends at": {run: curves["scratch"][run].errors[-1] for run in runs},
         "Q = 1.05 times what base + trained LoRA ends at": {run: MARGIN * ends["random"][run[0]] for run in runs},
     }
+    untouched = dict(zip(race.texts, race.untouched().tolist(), strict=True))
+    levels |= {
+        f"Q = {share:.2f} of the error of the pictures as they are": {run: share * untouched[run[0]] for run in runs} for share in MIDDLING
+    }
     sections, gates = list[str](), list[Gate]()
     for number, (what, level) in enumerate(levels.items()):
         reached = {arm: {run: reach(curve, level[run]) for run, curve in of_arm.items() if run in level} for arm, of_arm in curves.items()}
         sections.append(_time_table(what, mean(level.values()), reached))
-        if number == 0:
-            late, early = reached["scratch"], reached["ours"]
-            found = ratio(late, early)
-            missed = f"{len(misses(late))} and {len(misses(early))} of {len(runs)} runs never get there"
-            gates.append(
-                Gate("a. T(Q) from scratch over T(Q) from generated weights, at least 15", f"{found}; {missed}", found.median >= 15)
-            )
-            found = ratio(reached["random"], early)
-            missed = f"{len(misses(reached['random']))} and {len(misses(early))} of {len(runs)} never"
-            gates.append(
-                Gate(
-                    "b. T(Q) of base + LoRA from its usual start over that from generated weights, above 1",
-                    f"{found}; {missed}",
-                    found.median > 1,
-                )
-            )
-            gates.append(Gate("b. the same, at least 5 (the goal)", str(found), found.median >= 5))
+        if number in (0, len(levels) - len(MIDDLING)):
+            gates += _race_gates("Q" if number == 0 else f"{MIDDLING[0]:.2f} of the untouched error", reached, len(runs))
     return gates, sections
+
+
+def _race_gates(level: str, reached: Mapping[str, Mapping[Run, Reached]], runs: int) -> list[Gate]:
+    """a and b at one quality, with how many runs never get there."""
+    scratch, usual = (ratio(reached[arm], reached["ours"]) for arm in ("scratch", "random"))
+    missed = {arm: f"{arm} {len(misses(reached[arm]))}" for arm in ("scratch", "random", "ours")}
+    told = f"{scratch}; of {runs} runs never there: {missed['scratch']}, {missed['ours']}"
+    gates = [Gate(f"a. time to {level}, from scratch over from generated weights, at least 15", told, scratch.median >= 15)]
+    told = f"{usual}; of {runs} runs never there: {missed['random']}, {missed['ours']}"
+    claim = f"b. time to {level}, base + LoRA from its usual start over from generated weights"
+    return [*gates, Gate(f"{claim}, above 1", told, usual.median > 1), Gate(f"{claim}, at least 5 (the goal)", told, usual.median >= 5)]
 
 
 def _time_table(what: str, level: float, reached: Mapping[str, Mapping[Run, Reached]]) -> str:

@@ -50,7 +50,7 @@ def test_the_proof_measures_every_arm_and_goes_on_where_it_stopped(job: Path, tm
     prove(tmp_path, job / "job", told.append, job / "weight-denoiser", SMALL)
     report = (tmp_path / "report.md").read_text()
     assert all(arm in report for arm in ARMS)
-    assert sum(line.startswith(("holds", "DOES NOT HOLD")) for line in told) == 7
+    assert sum(line.startswith(("holds", "DOES NOT HOLD")) for line in told) == 10
     errors = json.loads((tmp_path / "scores.json").read_text())["errors at step 0"]
     assert all(len(values) == 20 for values in errors.values())
     assert errors["random"] != errors["ours"] != errors["wrong text"]
