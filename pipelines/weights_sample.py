@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipelines.people import resolve_space
 from pipelines.pipeline import Context, Kind, Pipeline, Shown
-from pipelines.rows import row_seed
+from pipelines.rows import BadRow, row_seed
 from pipelines.weights_models import MADE, ModelParams, facts, of_model, settings_of, settle, write, written
 from workers.replica import Replica
 from workers.stage import MapRows
@@ -71,9 +71,11 @@ def load(params: SampleParams, context: Context) -> Models:
 
 
 def request(context: Context, row: Mapping[str, Any]) -> Wanted:
-    """A row as the method wants it."""
+    """A row as the method wants it. Raises BadRow for a seed that is none."""
     from models.methods.weights2weights_models import Wanted
 
+    if (row.get("seed") or 0) < 0:
+        raise BadRow(f"seed is {row['seed']}; give 0 or more, or leave it out")
     return Wanted(seed=row_seed(row, context.seed), facts=facts(row, context, "sampled"))
 
 

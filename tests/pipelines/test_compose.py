@@ -166,8 +166,8 @@ def test_what_decides_results_is_settled(tmp_path: Path, model: Path) -> None:
         ({"mode": "objects"}, "compose has no mode objects; it has layout"),
         ({"params": {"image_size": 18}}, "multiples of 4"),
         ({"params": {"scores": "loss"}}, "did you mean `score`"),
-        ({"model": "lab/instant-restore"}, "compose runs bounded_attention on a base of the topology stable-diffusion"),
-        ({"model": {"method": "stable_flow", "base": "/nowhere"}}, "compose runs bounded_attention, not stable_flow"),
+        ({"model": "lab/instant-restore"}, "compose/layout runs bounded_attention on a base of the topology stable-diffusion"),
+        ({"model": {"method": "stable_flow", "base": "/nowhere"}}, "compose/layout runs bounded_attention, not stable_flow"),
     ],
 )
 def test_a_wrong_job_file_is_refused_with_what_to_write(tmp_path: Path, model: Path, change: dict[str, Any], message: str) -> None:

@@ -84,7 +84,7 @@ SUBJECTS = {
         test_personalize.tiny_model,
         partial(test_weights_people.job, "sample"),
         lambda _: [test_weights_people.sample_row(name) for name in "abc"],
-        test_weights_people.sample_row("bad", 2**40),
+        test_weights_people.sample_row("bad", -1),
     ),
     "weights/edit": Subject(
         test_personalize.tiny_model,
