@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pipelines import pictures
 from pipelines.candidates import Keep, Several, best_of, candidate_columns, rows_a_call
+from pipelines.job_file import running
 from pipelines.layouts import DRAWN, SUBJECT, drawn, indexed_png, packed_mask, placed_subjects, unpacked_mask
 from pipelines.model_source import resolve_model
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Score, Shown
@@ -318,17 +319,7 @@ params:
 media: files                   # or columns: pictures inside the Parquet files
 on_bad_source: fail            # or skip: run without manifest files that can't be read
 
-engine: ray                    # or inline: this process, no Ray
-resources:                     # none of this changes a result
-  replicas: auto
-  block_rows: auto             # rows committed together
-  row_timeout_s: null          # kills a replica that needs longer for a row; null: no limit
-  # allowed_roots: [/masks]    # manifests may name nothing else
-  # price_per_hour: 2.5        # of a replica, for the cost on the review page
-
-tracking:
-  enabled: true                # MLflow: MLFLOW_TRACKING_URI, else a SQLite file
-"""
+""" + running(roots="/masks")
 
 COMPOSE = Kind(
     name="compose",

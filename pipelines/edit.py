@@ -16,6 +16,7 @@ from pydantic import Field
 
 from models.methods.vital_layers import find_vital_layers
 from pipelines import pictures
+from pipelines.job_file import running
 from pipelines.model_source import resolve_model
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Score, Shown
 from pipelines.rows import BadRow, hashed_seed
@@ -286,17 +287,7 @@ params:
 media: files                   # or columns: pictures inside the Parquet files
 on_bad_source: fail            # or skip: run without manifest files that can't be read
 
-engine: ray                    # or inline: this process, no Ray
-resources:                     # none of this changes a result
-  replicas: auto
-  block_rows: auto             # rows committed together
-  row_timeout_s: null          # kills a replica that needs longer for a row; null: no limit
-  # allowed_roots: [/archive]  # manifests may name nothing else
-  # price_per_hour: 2.5        # of a replica, for the cost on the review page
-
-tracking:
-  enabled: true                # MLflow: MLFLOW_TRACKING_URI, else a SQLite file
-"""
+""" + running(roots="/archive")
 
 EDIT = Kind(
     name="edit",

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pipelines import pictures
 from pipelines.candidates import Several
+from pipelines.job_file import running
 from pipelines.people import EDITS, START, check_edits, check_prompt, edits_of, person_file, resolve_space, start_of
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Shown
 from pipelines.rows import BadRow, candidate_seed, row_seed
@@ -178,18 +179,7 @@ params:
 media: files                   # or columns: pictures inside the Parquet files
 on_bad_source: fail            # or skip: run without manifest files that can't be read
 
-engine: ray                    # or inline: this process, no Ray
-resources:                     # none of this changes a result
-  replicas: auto
-  block_rows: auto             # rows committed together
-  # micro_batch: 32            # pictures in one call of the model
-  row_timeout_s: null          # kills a replica that needs longer for a row; null: no limit
-  # allowed_roots: [/archive]  # manifests may name nothing else
-  # price_per_hour: 2.5        # of a replica, for the cost on the review page
-
-tracking:
-  enabled: true                # MLflow: MLFLOW_TRACKING_URI, else a SQLite file
-"""
+""" + running(micro_batch="# micro_batch: 32            # pictures in one call of the model", roots="/archive")
 
 PERSONALIZE = Kind(
     name="personalize",

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from models.catalog import lab_path
 from pipelines import pictures
+from pipelines.job_file import running
 from pipelines.model_source import resolve_model
 from pipelines.pasted import paste_photographs
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Score, Shown
@@ -362,17 +363,7 @@ params:
 media: files                   # or columns: pictures inside the Parquet files
 on_bad_source: fail            # or skip: run without manifest files that can't be read
 
-engine: ray                    # or inline: this process, no Ray
-resources:                     # none of this changes a result
-  replicas: auto
-  block_rows: auto             # rows committed together
-  row_timeout_s: null          # kills a replica that needs longer for a row; null: no limit
-  # allowed_roots: [/archive]  # manifests may name nothing else
-  # price_per_hour: 2.5        # of a replica, for the cost on the review page
-
-tracking:
-  enabled: true                # MLflow: MLFLOW_TRACKING_URI, else a SQLite file
-"""
+""" + running(roots="/archive")
 
 RESTORE = Kind(
     name="restore",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from pipelines import pictures
+from pipelines.job_file import running
 from pipelines.people import EDITS, START, check_edits, edits_of, person_file, resolve_space, start_of
 from pipelines.pipeline import Context, Kind, Pipeline, Shown
 from pipelines.rows import BadRow
@@ -128,17 +129,6 @@ params:
 media: files                   # or columns: adapters and pictures inside the Parquet files
 on_bad_source: fail            # or skip: run without manifest files that can't be read
 
-engine: ray                    # or inline: this process, no Ray
-resources:                     # none of this changes a result
-  replicas: auto
-  block_rows: auto             # rows committed together
-  # micro_batch: 32            # models in one call
-  row_timeout_s: null          # kills a replica that needs longer for a row; null: no limit
-  # allowed_roots: [/people]   # manifests may name nothing else
-  # price_per_hour: 2.5        # of a replica, for the cost on the review page
-
-tracking:
-  enabled: true                # MLflow: MLFLOW_TRACKING_URI, else a SQLite file
-"""
+""" + running(micro_batch="# micro_batch: 32            # models in one call", roots="/people")
 
 EDIT_WEIGHTS = Kind(name="weights", mode="edit", params=EditParams, resolve=resolve_space, build=edit, settle=settle, template=TEMPLATE)

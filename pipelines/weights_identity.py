@@ -14,6 +14,7 @@ from pydantic import Field
 
 from models.catalog import ModelNotFound
 from pipelines import pictures
+from pipelines.job_file import running
 from pipelines.model_source import resolve_model
 from pipelines.pipeline import Accept, Context, Kind, Model, Params, Pipeline, Score, Shown
 from pipelines.rows import BadRow
@@ -273,18 +274,11 @@ params:
 media: files                   # or columns: adapters and pictures inside the Parquet files
 on_bad_source: fail            # or skip: run without manifest files that can't be read
 
-engine: ray                    # or inline: this process, no Ray
-resources:                     # none of this changes a result
-  replicas: auto
-  block_rows: 32               # rows committed together; people of a block train together
-  micro_batch: 32              # people in one forward pass
-  row_timeout_s: null          # kills a replica that needs longer for a row; null: no limit
-  # allowed_roots: [/people]   # manifests may name nothing else
-  # price_per_hour: 2.5        # of a replica, for the cost on the review page
-
-tracking:
-  enabled: true                # MLflow: MLFLOW_TRACKING_URI, else a SQLite file
-"""
+""" + running(
+    block_rows="32               # rows committed together; people of a block train together",
+    micro_batch="micro_batch: 32              # people in one forward pass",
+    roots="/people",
+)
 
 IDENTITY = Kind(
     name="weights",

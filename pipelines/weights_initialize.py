@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines import pictures
+from pipelines.job_file import running
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Shown
 from pipelines.rows import BadRow, row_seed
 from pipelines.translators import resolve_denoiser
@@ -160,16 +161,7 @@ params:
 media: files                   # or columns: weights and pictures inside the Parquet files
 on_bad_source: fail            # or skip: run without manifest files that can't be read
 
-engine: ray                    # or inline: this process, no Ray
-resources:                     # none of this changes a result
-  replicas: auto
-  block_rows: auto             # rows committed together
-  # micro_batch: 64            # concepts in one call of the denoiser
-  # price_per_hour: 2.5        # of a replica, for the cost on the review page
-
-tracking:
-  enabled: true                # MLflow: MLFLOW_TRACKING_URI, else a SQLite file
-"""
+""" + running(micro_batch="# micro_batch: 64            # concepts in one call of the denoiser")
 
 INITIALIZE = Kind(
     name="weights",

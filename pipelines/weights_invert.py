@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines import pictures
+from pipelines.job_file import running
 from pipelines.people import resolve_space
 from pipelines.pipeline import Context, Kind, Model, Pipeline, Score, Shown
 from pipelines.rows import BadRow, row_seed
@@ -188,17 +189,6 @@ params:
 media: files                   # or columns: adapters and pictures inside the Parquet files
 on_bad_source: fail            # or skip: run without manifest files that can't be read
 
-engine: ray                    # or inline: this process, no Ray
-resources:                     # none of this changes a result
-  replicas: auto
-  block_rows: auto             # rows committed together
-  # micro_batch: 16            # photographs inverted together
-  row_timeout_s: null          # kills a replica that needs longer for a row; null: no limit
-  # allowed_roots: [/people]   # manifests may name nothing else
-  # price_per_hour: 2.5        # of a replica, for the cost on the review page
-
-tracking:
-  enabled: true                # MLflow: MLFLOW_TRACKING_URI, else a SQLite file
-"""
+""" + running(micro_batch="# micro_batch: 16            # photographs inverted together", roots="/people")
 
 INVERT = Kind(name="weights", mode="invert", params=InvertParams, resolve=resolve_space, build=invert, settle=settle, template=TEMPLATE)
