@@ -87,9 +87,7 @@ class Inversion:
     def __init__(self, base: UNetBase, space: Space, settings: Settings | None = None) -> None:
         self.base, self.settings = base, settings or Settings()
         self.space = space.to(base.device)
-        Layout.of(base.unet, targets=space.layout.targets, rank=space.layout.rank, alpha=space.layout.alpha).check_same(
-            space.layout, "the space"
-        )
+        self.space.check_network(base.unet)
 
     @classmethod
     def load(

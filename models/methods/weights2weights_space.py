@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoints import UnreadableCheckpoint, read_tensors
 from models.methods.weights2weights_layout import Layout, LayoutMismatch
@@ -69,6 +69,11 @@ class Space:
     def components(self) -> int:
         """k."""
         return self.V_nk.shape[1]
+
+    def check_network(self, network: nn.Module) -> None:
+        """Raises LayoutMismatch for a network whose adapters are not laid out as this space's are."""
+        own = Layout.of(network, targets=self.layout.targets, rank=self.layout.rank, alpha=self.layout.alpha)
+        own.check_same(self.layout, "the space")
 
     def project(self, weights_Bn: Tensor) -> Tensor:
         """Coefficients p (B,k), fp32: the point of the space nearest to each Z; p = Z V where V's columns are orthonormal."""
