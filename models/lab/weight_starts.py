@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.lab.phrase_regression import PhraseRegression
 from models.lab.word_regression import WordRegression
 from models.lora_files import lora_bytes, read_lora
 from models.methods.neural_weights import NeuralWeights, Request
@@ -21,10 +22,13 @@ ARMS: Mapping[str, str] = {
     "random": "base + a LoRA as all trainings begin with it: it changes nothing yet",
     "mean": "base + the mean of the training concepts' weights",
     "regression": "base + ridge regression from the text's words to all weights",
+    "kernel": "base + kernel regression from the text's phrases, which knows that they combine",
     "wrong text": "base + weights generated from another held-out concept's text",
     "no index": "base + weights of a denoiser that is not told which block it works on",
     "ours": "base + weights generated from the text",
 }
+
+REGRESSORS: Mapping[str, type[WordRegression] | type[PhraseRegression]] = {"regression": WordRegression, "kernel": PhraseRegression}
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Starts:
             return concatenated([self.base.start_lora()] * len(texts))
         if arm == "mean":
             return self.denoiser.layout.from_blocks(self.denoiser.mean.expand(len(texts), -1, -1))
-        if arm == "regression":
-            return regressed(self.denoiser, self.collection, texts)
+        if arm in REGRESSORS:
+            return regressed(self.denoiser, self.collection, texts, REGRESSORS[arm])
         if arm == "wrong text":
             half = len(texts) // 2 or 1  # tones come in a fixed order, so that neighbours would often share one
             texts = [texts[(at + half) % len(texts)] for at in range(len(texts))]
@@ -62,12 +66,13 @@ class Starts:
         return generate
 
 
-def regressed(denoiser: Denoiser, collection: Collection, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Weights (G,*shape) of the plain regressor, fitted on the denoiser's own training concepts and normalised like them."""
+def regressed(
+    denoiser: Denoiser, collection: Collection, texts: Sequence[str], regressor: type[WordRegression] | type[PhraseRegression]
+) -> dict[str, Tensor]:
+    """Weights (G,*shape) of a regressor, fitted on the denoiser's own training concepts and normalised like them."""
     layout = denoiser.layout
     blocks_CNE = (layout.to_blocks(collection.lora) - denoiser.mean) / denoiser.std
-    found = WordRegression.fit(collection.concepts, blocks_CNE.flatten(1))
-    made = found(texts).unflatten(1, denoiser.mean.shape)
+    made = regressor.fit(collection.concepts, blocks_CNE.flatten(1))(texts).unflatten(1, denoiser.mean.shape)
     return layout.from_blocks(made * denoiser.std + denoiser.mean)
 
 
