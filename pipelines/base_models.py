@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.catalog import ModelNotFound
+from pipelines.pipeline import Model
 
 STABLE_DIFFUSION, FLUX = "stable-diffusion", "flux"
 _NON_COMMERCIAL = re.compile(r"^license(_name)?:.*non-?commercial", re.IGNORECASE | re.MULTILINE)
@@ -38,6 +39,13 @@ def base_settings(folder: Path) -> dict[str, Any]:
         return {"family": family, "image_size": int(unet["sample_size"]) * factor, "size_unit": factor * 2 ** (levels - 1)}
     family = "flux-dev" if _config(folder / "transformer").get("guidance_embeds") else "flux-schnell"
     return {"family": family, "image_size": int(vae["sample_size"]), "size_unit": 2 * factor}
+
+
+def check_size(image_size: int | None, model: Model) -> None:
+    """Raises ValueError for a side (pixels) that a model on such a base can't make."""
+    assert image_size is not None
+    if image_size % (unit := model.settings["size_unit"]):
+        raise ValueError(f"params.image_size: {model.name} makes sizes that are multiples of {unit}")
 
 
 def is_non_commercial(folder: Path) -> bool:

@@ -11,8 +11,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines import pictures
+from pipelines.base_models import check_size
 from pipelines.candidates import Keep, Several, best_of, candidate_columns, rows_a_call
-from pipelines.job_file import running
+from pipelines.job_file import job_file
 from pipelines.layouts import DRAWN, SUBJECT, drawn, indexed_png, packed_mask, placed_subjects, unpacked_mask
 from pipelines.model_source import resolve_model
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Score, Shown
@@ -272,34 +273,24 @@ def _scores(params: ComposeParams) -> list[Score]:
 def settle(params: ComposeParams, model: Model) -> ComposeParams:
     """The parameters with nothing left open. Raises ValueError where the model can't do what is asked."""
     by_family = {"step_size": (18.0, 5.0)} if model.settings["family"] == "sdxl" else {}
-    known = {**PAPER, **by_family, **model.settings}
-    decided = {k: v for k, v in known.items() if k in ComposeParams.model_fields and getattr(params, k) is None}
-    if params.score == "auto":
-        decided["score"] = "reader" if model.tier == "lab" and reader_revision() is not None else "loss"
-    elif params.score == "reader" and reader_revision() is None:
+    score = params.score
+    if score == "auto":
+        score = "reader" if model.tier == "lab" and reader_revision() is not None else "loss"
+    elif score == "reader" and reader_revision() is None:
         raise ValueError("params.score: reader needs the lab's reader, which did not come with this calotype; choose loss or none")
-    decided["reader_revision"] = reader_revision() if decided.get("score", params.score) == "reader" else None
-    settled = ComposeParams.model_validate({**params.model_dump(), **decided, "size_unit": model.settings["size_unit"]})
-    assert settled.image_size is not None
-    if settled.image_size % model.settings["size_unit"]:
-        raise ValueError(f"params.image_size: {model.name} makes sizes that are multiples of {model.settings['size_unit']}")
+    settled = params.settled(
+        {**PAPER, **by_family, **model.settings},
+        score=score,
+        reader_revision=reader_revision() if score == "reader" else None,
+        size_unit=model.settings["size_unit"],
+    )
+    check_size(settled.image_size, model)
     return settled
 
 
-TEMPLATE = """\
-# A calotype job: pictures from prompts, each subject in its own place.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: compose
-mode: layout                   # each subject has a box or a mask
-name: catalog                  # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # calotype manifest compose --subjects S --prompts P --layouts L -o manifest.parquet
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/unet                # calotype models lists them; a full-size one:
-# model: {method: bounded_attention, base: /models/stable-diffusion-v1-5}
-seed: 0                        # a row without a seed of its own gets one from its id and this
-
-params:
+TEMPLATE = job_file(
+    "pictures from prompts, each subject in its own place.",
+    """
   images_per_row: 1            # pictures of one row, each with its own seed
   score: auto                  # which is best: loss (of the layout, lower is better), reader (lab models), none (the first)
   keep: best                   # or all
@@ -312,14 +303,19 @@ params:
   # guidance_iterations: 5
   # step_size: [8, 2]          # how hard, at the first and the last of them
   # mask_refinement: true
-
-# reuse: last                  # leave out rows that were ok in the last job of this name under the same settings
-# where: {subject: [star]}     # only these rows
-# limit: 100                   # only the first rows
-media: files                   # or columns: pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running(roots="/masks")
+""",
+    kind="compose",
+    mode="layout",
+    mode_is="each subject has a box or a mask",
+    name="catalog",
+    manifest="calotype manifest compose --subjects S --prompts P --layouts L -o manifest.parquet",
+    model="""
+model: lab/unet                # calotype models lists them; a full-size one:
+# model: {method: bounded_attention, base: /models/stable-diffusion-v1-5}
+""",
+    where="subject: [star]",
+    roots="/masks",
+)
 
 COMPOSE = Kind(
     name="compose",

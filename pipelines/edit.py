@@ -16,7 +16,8 @@ from pydantic import Field
 
 from models.methods.vital_layers import find_vital_layers
 from pipelines import pictures
-from pipelines.job_file import running
+from pipelines.base_models import check_size
+from pipelines.job_file import job_file
 from pipelines.model_source import resolve_model
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Score, Shown
 from pipelines.rows import BadRow, hashed_seed
@@ -241,34 +242,20 @@ def settle(params: EditParams, model: Model) -> EditParams:
     that measures them (VitalLayersUnknown).
     """
     few = {"num_inference_steps": SCHNELL_STEPS} if model.tier == "full" and model.settings["family"] == "flux-schnell" else {}
-    known = {**PAPER, **few, "true_cfg": model.tier == "lab", **model.settings}
-    decided = {k: v for k, v in known.items() if k in EditParams.model_fields and getattr(params, k) is None}
+    decided: dict[str, Any] = {"size_unit": model.settings["size_unit"]}
     if "authors_index" in params.compat:
         decided["realignment"] = "authors_index"
     if params.vital_layers is None:
         folder = Path(model.sources["base"] if "base" in model.sources else model.sources["folder"])
         decided["vital_layers"] = find_vital_layers(folder, Path(file) if (file := model.sources.get("vital_layers")) else None)
-    settled = EditParams.model_validate({**params.model_dump(), **decided, "size_unit": model.settings["size_unit"]})
-    assert settled.image_size is not None
-    if settled.image_size % model.settings["size_unit"]:
-        raise ValueError(f"params.image_size: {model.name} makes sizes that are multiples of {model.settings['size_unit']}")
+    settled = params.settled({**PAPER, **few, "true_cfg": model.tier == "lab", **model.settings}, **decided)
+    check_size(settled.image_size, model)
     return settled
 
 
-TEMPLATE = """\
-# A calotype job: pictures edited by prompts, everything else kept. Sources are pictures of yours, or are generated from their prompts.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: edit
-name: edits                    # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # calotype manifest edit --sources S --edits E -o manifest.parquet
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/mmdit               # calotype models lists them; a full-size one:
-# model: {method: stable_flow, base: /models/FLUX.1-schnell}
-# accept_noncommercial: true   # FLUX.1-dev and what is made from it may be used for nothing else
-seed: 0                        # a generated source without source_seed gets one from its prompt, size and this
-
-params:
+TEMPLATE = job_file(
+    "pictures edited by prompts, everything else kept. Sources are pictures of yours, or are generated from their prompts.",
+    """
   return_reference: false      # true: also the source as the model makes it
   max_edits_per_pass: 8        # edits of a source that share one pass with it
   format: png                  # or jpeg, webp, tiff
@@ -280,14 +267,19 @@ params:
   # real_guidance_scale: 3.0
   # nudge: 1.15                # factor of a real source's latents
   # image_size: 1024           # side of the square whose area a source without height and width gets
-
-# reuse: last                  # leave out rows that were ok in the last job of this name under the same settings
-# where: {source_prompt: [a red star]}   # only these rows
-# limit: 100                   # only the first rows
-media: files                   # or columns: pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running(roots="/archive")
+""",
+    kind="edit",
+    name="edits",
+    manifest="calotype manifest edit --sources S --edits E -o manifest.parquet",
+    model="""
+model: lab/mmdit               # calotype models lists them; a full-size one:
+# model: {method: stable_flow, base: /models/FLUX.1-schnell}
+# accept_noncommercial: true   # FLUX.1-dev and what is made from it may be used for nothing else
+""",
+    seed="a generated source without source_seed gets one from its prompt, size and this",
+    where="source_prompt: [a red star]",
+    roots="/archive",
+)
 
 EDIT = Kind(
     name="edit",

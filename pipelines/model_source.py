@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from models.catalog import ModelNotFound, lab_path, model_revision, read_card
 from pipelines.base_models import FLUX, STABLE_DIFFUSION, base_settings, base_topology, is_non_commercial
@@ -49,18 +50,47 @@ def resolve_model(kind: str, model: str | Mapping[str, str], accept: Accept) -> 
         raise LicenceNotAccepted(
             f"the published weights of {method} state no licence; set accept_unlicensed_weights: true if you may use them"
         )
-    sources = {key: str(fetch(value)) for key, value in model.items() if key != "method"}
+    parts = {key: fetch(value) for key, value in model.items() if key != "method"}
     settings = _paper(method)
     if method in BASES:
-        settings = {**_checked_base(method, Path(sources["base"]), accept), **settings}
-    digest = revision_of({key: Path(path) for key, path in sources.items()})
-    return Model(name=f"{method} ({model['base']})", method=method, tier="full", sources=sources, revision=digest, settings=settings)
+        settings = {**_checked_base(method, parts["base"], accept), **settings}
+    return of_parts(f"{method} ({model['base']})", method, "full", parts, settings)
 
 
-def revision_of(paths: Mapping[str, Path]) -> str:
-    """One digest of a model's parts by name; each file's content counts, see `models.catalog.model_revision`."""
-    revisions = {key: _revision(path) for key, path in paths.items()}
-    return hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
+def named_parts(model: Mapping[str, str], method: str, what: str, checkpoint: str | None = None) -> dict[str, Path]:
+    """The local paths of `base`, and of `checkpoint` where there is one, of a model named by its parts.
+
+    `what`: of which errors say who makes them; `checkpoint`: what it is, where there must be one. Raises ModelNotFound for another method, for
+    parts that this one does not take, and for missing ones.
+    """
+    if model["method"].replace("-", "_") != method:
+        raise ModelNotFound(f"model.method: {what} {method}, not {model['method']}")
+    if unused := sorted(model.keys() - {"method", "base", "checkpoint"}):
+        raise ModelNotFound(f"model.{unused[0]}: {method} takes base and checkpoint; leave it out")
+    if checkpoint is not None and model.get("checkpoint") is None:
+        raise ModelNotFound(f"model.checkpoint is missing; it names the folder of {checkpoint}")
+    return {key: fetch(model[key]) for key in ("base", "checkpoint") if model.get(key) is not None}
+
+
+def of_parts(name: str, method: str, tier: str, parts: Mapping[str, Path], settings: Mapping[str, Any]) -> Model:
+    """A resolved model, with one digest of its parts; each file's content counts, see `models.catalog.model_revision`."""
+    revisions = {key: _revision(path) for key, path in parts.items()}
+    digest = hashlib.sha256(json.dumps(revisions, sort_keys=True).encode()).hexdigest()
+    return Model(
+        name=name, method=method, tier=tier, sources={key: str(path) for key, path in parts.items()}, revision=digest, settings=settings
+    )
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a lab model, or of one that a path names. Raises ModelNotFound."""
+    return storage.local_path(name) if (Path(name) / "card.json").is_file() else lab_path(name)
+
+
+def base_beside(folder: Path, lab: str, holds: str) -> Path:
+    """The base that a lab model's card names, else `lab`: a folder in it or beside it that has a file or folder `holds`, else the lab's."""
+    named = str(read_card(folder).facts.get("base", lab))
+    places = [folder / named, folder.parent / named.removeprefix("lab/")]
+    return next((place.resolve() for place in places if (place / holds).exists()), None) or lab_path(named)
 
 
 def _checked_base(method: str, folder: Path, accept: Accept) -> dict[str, object]:
@@ -96,7 +126,7 @@ def fetch(uri: str) -> Path:
 
 
 def _lab(kind: str, name: str) -> Model:
-    path = storage.local_path(name) if (Path(name) / "card.json").exists() else lab_path(name)
+    path = folder_of(name)
     card = read_card(path)
     methods = KIND_METHODS[kind]
     fits = [m for m in methods if card.method == m or (card.method == "text_to_image" and card.facts.get("topology") == BASES.get(m))]

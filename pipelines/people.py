@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from models.catalog import ModelNotFound, lab_path, model_revision, read_card
+from models.catalog import ModelNotFound, model_revision, read_card
 from pipelines.base_models import STABLE_DIFFUSION, base_settings, base_topology
-from pipelines.model_source import LicenceNotAccepted, fetch, revision_of
+from pipelines.model_source import LicenceNotAccepted, base_beside, folder_of, named_parts, of_parts
 from pipelines.pipeline import Accept, Model
 from pipelines.rows import BadRow
 from workers.storage import Reader
@@ -28,7 +28,19 @@ METHOD = "weights2weights"
 EDITS = pa.list_(pa.struct([("attribute", pa.string()), ("strength", pa.float32())]))  # strength in standard deviations
 START = pa.schema([("start_weights_uri", pa.string()), ("start_coefficients", pa.list_(pa.float32()))])
 """A person as a file of weights or coefficients, or as coefficients in the row; fewer than the space has are its first ones."""
+PAPER: Mapping[str, Any] = {
+    "num_inference_steps": 50,
+    "guidance_scale": 3.0,
+    "negative_prompt": "low quality, blurry, unfinished, cartoon",
+    "debias": "joint",
+}
+"""What the authors set where neither a job nor the model says anything."""
 FULL: Mapping[str, Any] = {"identity_token": "sks person"}
+SPACE_IN_JOB_FILES = """
+model: lab/identity-space      # its base is lab/unet; a full-size one:
+# model: {method: weights2weights, base: /models/realistic-vision-v51, checkpoint: /models/weights2weights/files}
+# accept_noncommercial: true   # the authors' space may be used for nothing else
+"""
 _AUTHORS_FILE = "V.pt"
 
 
@@ -39,40 +51,21 @@ def resolve_space(model: str | Mapping[str, str], accept: Accept) -> Model:
     missing, is something else, or where the space was made for another base; LicenceNotAccepted for the authors' files.
     """
     if isinstance(model, str):
-        checkpoint = Path(model).resolve() if (Path(model) / "card.json").is_file() else lab_path(model)
+        checkpoint = folder_of(model)
         card = read_card(checkpoint)
         if card.method != METHOD:
             raise ModelNotFound(f"model: {model} is a model for {card.method}; people need a space of adapters, such as lab/identity-space")
-        base, name, tier, own = _base_of(checkpoint), card.name, card.tier, dict(card.facts.get("settings", {}))
+        parts = {"base": base_beside(checkpoint, "lab/unet", "unet"), "checkpoint": checkpoint}
+        name, tier, own = card.name, card.tier, card.facts.get("settings", {})
     else:
-        if (named := model["method"].replace("-", "_")) != METHOD:
-            raise ModelNotFound(f"model.method: people in a space of adapters are made by {METHOD}, not {named}")
-        if unused := sorted(model.keys() - {"method", "base", "checkpoint"}):
-            raise ModelNotFound(f"model.{unused[0]}: {METHOD} takes base and checkpoint; leave it out")
-        if model.get("checkpoint") is None:
-            raise ModelNotFound("model.checkpoint is missing; it names the folder of a space of adapters, ours or the authors'")
-        checkpoint, base = fetch(model["checkpoint"]), fetch(model["base"])
-        name, tier, own = f"{METHOD} ({model['checkpoint']})", "full", dict(FULL)
+        parts = named_parts(model, METHOD, "people in a space of adapters are made by", "a space of adapters, ours or the authors'")
+        name, tier, own = f"{METHOD} ({model['checkpoint']})", "full", FULL
+    base = parts["base"]
     if base_topology(base) != STABLE_DIFFUSION:
         raise ModelNotFound(f"model.base: {base} is of the topology {base_topology(base)}; {METHOD} runs on {STABLE_DIFFUSION}")
     digest = model_revision(base / "unet")
-    _check_space(checkpoint, digest, accept)
-    sources = {"base": base, "checkpoint": checkpoint}
-    return Model(
-        name=name,
-        method=METHOD,
-        tier=tier,
-        sources={key: str(path) for key, path in sources.items()},
-        revision=revision_of(sources),
-        settings={**base_settings(base), "base_hash": digest, **own},
-    )
-
-
-def _base_of(space: Path) -> Path:
-    """The base that a space's card names: a folder, the model of that name beside it, or the lab's."""
-    named = str(read_card(space).facts.get("base", "lab/unet"))
-    places = [space / named, space.parent / named.removeprefix("lab/")]
-    return next((place.resolve() for place in places if (place / "unet").is_dir()), None) or lab_path(named)
+    _check_space(parts["checkpoint"], digest, accept)
+    return of_parts(name, METHOD, tier, parts, {**base_settings(base), "base_hash": digest, **own})
 
 
 def _check_space(folder: Path, digest: str, accept: Accept) -> None:

@@ -10,9 +10,21 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines import pictures
+from pipelines.base_models import check_size
 from pipelines.candidates import Several
-from pipelines.job_file import running
-from pipelines.people import EDITS, START, check_edits, check_prompt, edits_of, person_file, resolve_space, start_of
+from pipelines.job_file import job_file
+from pipelines.people import (
+    EDITS,
+    PAPER,
+    SPACE_IN_JOB_FILES,
+    START,
+    check_edits,
+    check_prompt,
+    edits_of,
+    person_file,
+    resolve_space,
+    start_of,
+)
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Shown
 from pipelines.rows import BadRow, candidate_seed, row_seed
 from workers.replica import Replica
@@ -36,12 +48,6 @@ ROWS = pa.schema(
 )
 CHECKED = pa.schema([("person_file", pa.binary())])
 MADE = pa.schema([("made_pixels", pa.list_(pa.binary()))])  # (S, S, 3) uint8 each
-PAPER: Mapping[str, Any] = {
-    "num_inference_steps": 50,
-    "guidance_scale": 3.0,
-    "negative_prompt": "low quality, blurry, unfinished, cartoon",
-    "debias": "joint",
-}
 MOST_IMAGES = 64
 
 
@@ -142,29 +148,14 @@ def encode(params: PersonalizeParams, context: Context, row: Mapping[str, Any]) 
 
 def settle(params: PersonalizeParams, model: Model) -> PersonalizeParams:
     """The parameters with nothing left open. Raises ValueError where the model can't do what is asked."""
-    known = {**PAPER, **model.settings}
-    decided = {k: v for k, v in known.items() if k in PersonalizeParams.model_fields and getattr(params, k) is None}
-    settled = PersonalizeParams.model_validate({**params.model_dump(), **decided})
-    assert settled.image_size is not None
-    if settled.image_size % model.settings["size_unit"]:
-        raise ValueError(f"params.image_size: {model.name} makes sizes that are multiples of {model.settings['size_unit']}")
+    settled = params.settled({**PAPER, **model.settings})
+    check_size(settled.image_size, model)
     return settled
 
 
-TEMPLATE = """\
-# A calotype job: pictures of people from their adapters, each row with a person of its own.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: personalize
-name: people                   # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # calotype manifest personalize PEOPLE --prompts P -o manifest.parquet
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/identity-space      # its base is lab/unet; a full-size one:
-# model: {method: weights2weights, base: /models/realistic-vision-v51, checkpoint: /models/weights2weights/files}
-# accept_noncommercial: true   # the authors' space may be used for nothing else
-seed: 0                        # a row without a seed of its own gets one from its id and this
-
-params:
+TEMPLATE = job_file(
+    "pictures of people from their adapters, each row with a person of its own.",
+    """
   format: png                  # or jpeg, webp, tiff
   # debias: joint              # edits are freed of the space's other attributes; or sequential, none
   # identity_token: sks person # the words that every prompt must contain; this and all below: as the model was made
@@ -172,14 +163,15 @@ params:
   # guidance_scale: 3.0
   # negative_prompt: low quality, blurry, unfinished, cartoon
   # n_components: 1000         # of the space, the first ones
-
-# reuse: last                  # leave out rows that were ok in the last job of this name under the same settings
-# where: {person_id: [ada]}    # only these rows
-# limit: 100                   # only the first rows
-media: files                   # or columns: pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running(micro_batch="# micro_batch: 32            # pictures in one call of the model", roots="/archive")
+""",
+    kind="personalize",
+    name="people",
+    manifest="calotype manifest personalize PEOPLE --prompts P -o manifest.parquet",
+    model=SPACE_IN_JOB_FILES,
+    where="person_id: [ada]",
+    micro_batch="# micro_batch: 32            # pictures in one call of the model",
+    roots="/archive",
+)
 
 PERSONALIZE = Kind(
     name="personalize",

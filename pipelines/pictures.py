@@ -36,6 +36,14 @@ def needed(row: Mapping[str, Any], column: str, reader: Reader) -> bytes:
     return data
 
 
+def given_list(row: Mapping[str, Any], columns: str, reader: Reader) -> Sequence[bytes]:
+    """A row's picture files, from `columns` such as `images` or from where `image_uris` says; none for neither. Raises as `given`."""
+    uris = f"{columns.removesuffix('s')}_uris"
+    if row.get(columns) is not None and row.get(uris) is not None:
+        raise BadRow(f"give either {columns} or {uris}, not both")
+    return row.get(columns) or [reader.read(uri) for uri in row.get(uris) or []]
+
+
 def kept(column: str, media: str) -> pa.Schema:
     """The columns of one picture that a job makes: its bytes or its place, and the digest of the file."""
     where = (column, pa.binary()) if media == "columns" else (f"{column}_uri", pa.string())

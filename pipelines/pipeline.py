@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -77,6 +77,11 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def settled(self, known: Mapping[str, Any], **decided: Any) -> Self:
+        """These parameters with every None taken from `known` where it has that key, and with `decided` on top."""
+        left_open = {key: known[key] for key in type(self).model_fields if key in known and getattr(self, key) is None}
+        return self.model_validate({**self.model_dump(), **left_open, **decided})
+
 
 @dataclass(frozen=True)
 class Model:
@@ -128,8 +133,8 @@ class Kind:
     params: type[Params]
     resolve: Callable[[str | Mapping[str, str], Accept], Model]
     build: Callable[[Any, Context], Pipeline]
-    settle: Callable[[Any, Model], Any]
     template: str  # a commented job file
+    settle: Callable[[Any, Model], Any] = lambda params, model: params  # nothing is left open
     mode: str | None = None  # None: a kind without modes
 
     @property

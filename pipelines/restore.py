@@ -14,7 +14,7 @@ from pydantic import Field
 
 from models.catalog import lab_path
 from pipelines import pictures
-from pipelines.job_file import running
+from pipelines.job_file import job_file
 from pipelines.model_source import resolve_model
 from pipelines.pasted import paste_photographs
 from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Score, Shown
@@ -335,20 +335,9 @@ def _finder() -> Any:
     return FaceFinder()
 
 
-TEMPLATE = """\
-# A calotype job: damaged photographs, restored by clean photographs of the same people.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: restore
-name: archive                  # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # calotype manifest restore PHOTOS --references REFS -o manifest.parquet
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/instant-restore     # calotype models lists them; a full-size one:
-# model: {method: instant_restore, base: /models/sd-turbo, vae: /models/sd-vae-ft-mse, checkpoint: /models/final_model_ckpt.pt}
-# accept_unlicensed_weights: true   # the authors' weights state no licence
-seed: 0                        # a row without a seed of its own gets one from its id and this
-
-params:
+TEMPLATE = job_file(
+    "damaged photographs, restored by clean photographs of the same people.",
+    """
   crop: auto                   # landmarks where a row has them, else its face_box, else the whole picture; or none, box, landmarks, detector
   paste_back: false            # true: also one picture per photograph with its restored faces in place
   on_bad_reference: fail       # or skip: use the references that can be read
@@ -356,14 +345,18 @@ params:
   identity: auto               # who scores likeness: faces (extra), lab, none
   format: png                  # or jpeg, webp, tiff
   # max_references: 4          # a row's first ones are used
-
-# where: {person_id: [anna, boris]}   # only these rows
-# limit: 100                   # only the first rows
-# sample: 0.01                 # a share of the rows, always the same ones
-media: files                   # or columns: pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running(roots="/archive")
+""",
+    kind="restore",
+    name="archive",
+    manifest="calotype manifest restore PHOTOS --references REFS -o manifest.parquet",
+    model="""
+model: lab/instant-restore     # calotype models lists them; a full-size one:
+# model: {method: instant_restore, base: /models/sd-turbo, vae: /models/sd-vae-ft-mse, checkpoint: /models/final_model_ckpt.pt}
+# accept_unlicensed_weights: true   # the authors' weights state no licence
+""",
+    where="person_id: [anna, boris]",
+    roots="/archive",
+)
 
 RESTORE = Kind(
     name="restore",

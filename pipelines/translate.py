@@ -1,26 +1,24 @@
-"""What both modes of kind translate share: a concept's pairs of pictures in, its trained weights and pictures of them out."""
+"""What both modes of kind translate share: a concept's pairs of pictures in, training, its weights and pictures of them out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
-from models.catalog import ModelNotFound, read_card
 from pipelines import pictures
-from pipelines.model_source import fetch, revision_of
-from pipelines.pipeline import Accept, Context, Model
+from pipelines.pipeline import Context, Params, Score, Shown
 from pipelines.rows import BadRow, row_seed
-from pipelines.translators import METHOD, folder_of, resolve_denoiser
+from pipelines.translators import said
 from workers.crops import resize_square
 from workers.media import Pixels, decode_image
 
 if TYPE_CHECKING:  # torch is loaded by replicas, never by the driver
-    from models.training.translators import Result
+    from models.training.translators import Result, Translators
 
 COLUMNS = [
     pa.field("row_id", pa.string(), nullable=False),
@@ -51,14 +49,30 @@ MADE = pa.schema(
         ("base_hash", pa.string()),
     ]
 )
-KEPT_OF_MADE = tuple(name for name in MADE.names if name not in ("made", "shown"))
+TOLD = pa.schema([field for field in MADE if field.name not in ("made", "shown")])  # how training went
 FEWEST = 8  # pairs
 
 
-def outputs(media: str, shown: Sequence[str]) -> pa.Schema:
-    """The columns that a row adds: its weights, the pictures in `shown`, and how training went."""
-    kept = [field for column in ("weights", *shown) for field in pictures.kept(column, media)]
-    return pa.schema([*kept, ("seed", pa.int64()), *(MADE.field(name) for name in KEPT_OF_MADE)])
+class TrainingParams(Params):
+    """Job parameters of both modes."""
+
+    batch_size: int = Field(8, ge=1)  # pairs a step
+    learning_rate: float = Field(2e-2, gt=0)  # of the up-projections; a tenth of it for the down-projections
+    eval_fraction: float = Field(0.1, gt=0, lt=1)  # of a row's pairs, at least 4: checked on, not trained on
+    group_size: int = Field(16, ge=1, le=512)  # rows trained in one forward pass; decides nothing but speed and memory
+    precision: Literal["float32", "float16"] = "float32"  # of the files
+
+
+def written(context: Context, columns: Sequence[str]) -> pa.Schema:
+    """The columns of a row's weights, of the pictures in `columns`, and of its seed."""
+    kept = [field for column in ("weights", *columns) for field in pictures.kept(column, context.media)]
+    return pa.schema([*kept, ("seed", pa.int64())])
+
+
+def shown(columns: Sequence[str]) -> Shown:
+    """What the review page shows: the pictures in `columns` side by side, and the curve."""
+    scores = [Score("l1_final", "Error at the end", higher_is_better=False)]
+    return Shown(before="input", after="tuned", scores=scores, text=["concept"], strip=columns, curve=("curve_steps", "curve"))
 
 
 def decode(context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +87,7 @@ def decode(context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
     side = context.model.settings["image_size"]
     parts = list[tuple[Pixels, Pixels]]()
     for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        before, after = (_pixels(context, what, data, number) for what, data in (("input", source), ("target", target)))
+        before, after = (pixels(context, data, f"{what} image {number}") for what, data in (("input", source), ("target", target)))
         if before.shape != after.shape:
             raise BadRow(f"pair {number}: input is {before.shape[1]} x {before.shape[0]}, target {after.shape[1]} x {after.shape[0]}")
         parts.append((resize_square(before, side)[0], resize_square(after, side)[0]))
@@ -91,17 +105,24 @@ def _given(context: Context, row: Mapping[str, Any]) -> tuple[Sequence[bytes], S
         if missing := {"input_image", "target_image"} - set(table.column_names):
             raise BadRow(f"{row['pairs_uri']} has no column {', '.join(sorted(missing))}")
         return table["input_image"].to_pylist(), table["target_image"].to_pylist()
-    if row.get("input_images") is not None:
-        return row["input_images"], row.get("target_images") or []
-    read = context.reader.read
-    return [read(uri) for uri in row["input_image_uris"]], [read(uri) for uri in row.get("target_image_uris") or []]
+    return pictures.given_list(row, "input_images", context.reader), pictures.given_list(row, "target_images", context.reader)
 
 
-def _pixels(context: Context, what: str, data: bytes, number: int) -> Pixels:
+def pixels(context: Context, data: bytes, what: str) -> Pixels:
+    """(H,W,3) uint8 of a picture's bytes. Raises BadRow that begins with `what` the picture is."""
     try:
         return decode_image(data, max_pixels=context.max_pixels).pixels
     except (ValueError, TypeError) as error:
-        raise BadRow(f"{what} image {number}: {error}") from error
+        raise BadRow(f"{what}: {error}") from error
+
+
+def trainer(params: TrainingParams, sources: Mapping[str, str], *, state: str, **plan: Any) -> Translators:
+    """The base, ready to train groups, and what generates starts where `sources` hold it; called in the replica's process."""
+    from models.training.translations import Settings
+    from models.training.translators import Plan, Translators
+
+    settings = Settings(batch=params.batch_size, lr=params.learning_rate)
+    return Translators.load(sources, Plan(settings=settings, eval_fraction=params.eval_fraction, **plan), state=state)
 
 
 def asked(context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +134,7 @@ def asked(context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
         "seed": row_seed(row, context.seed),
         "target_l1": row.get("target_l1"),
         "max_seconds": row.get("max_seconds"),
-        "said": {"row_id": row["row_id"], "job": context.job, "model": context.model.name, "model_revision": context.model.revision},
+        "said": said(row, context),
     }
 
 
@@ -151,43 +172,12 @@ def columns(precision: str, result: Result) -> dict[str, Any]:
     }
 
 
-def encode(context: Context, shown: Sequence[str], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Write weights and pictures; before the row is committed. `shown`: which of input, start, tuned and target."""
+def encode(context: Context, columns: Sequence[str], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Write weights and pictures; before the row is committed. `columns`: which of input, start, tuned and target."""
     side = context.model.settings["image_size"]
     out: dict[str, Any] = {"seed": row_seed(row, context.seed)}
     out |= pictures.keep_file(row["made"], "weights", row["row_id"], context, extension="safetensors")
     for column, data in zip(("input", "start", "tuned", "target"), row["shown"], strict=True):
-        if column in shown:
+        if column in columns:
             out |= pictures.keep(pictures.to_pixels(data, side, side), column, row["row_id"], context, label=column)
     return out
-
-
-def resolve_translator(model: str | Mapping[str, str], accept: Accept) -> Model:
-    """A base translator, as lab/translator or {method: neural_weights, base: folder}; or a weight denoiser with its base, for generated starts.
-
-    `sources` are `base`, and `checkpoint` where there is a denoiser. Raises ModelNotFound.
-    """
-    if not isinstance(model, str) and model.get("checkpoint") is not None:
-        return resolve_denoiser(model, accept)
-    if isinstance(model, str):
-        folder, tier = folder_of(model), read_card(folder_of(model)).tier
-    else:
-        if str(model["method"]).replace("-", "_") != METHOD:
-            raise ModelNotFound(f"model.method: translators are trained by {METHOD}, not {model['method']}")
-        if unused := sorted(model.keys() - {"method", "base", "checkpoint"}):
-            raise ModelNotFound(f"model.{unused[0]}: {METHOD} takes base and checkpoint; leave it out")
-        folder, tier = fetch(model["base"]), "full"
-    if (folder / "layout.json").is_file():
-        return resolve_denoiser(str(folder), accept)
-    card = read_card(folder)
-    if not (folder / "generator.safetensors").is_file():
-        raise ModelNotFound(f"model: {folder} is a model for {card.method}, no translator; name lab/translator or lab/weight-denoiser")
-    sources: dict[str, Path] = {"base": folder}
-    return Model(
-        name=card.name if isinstance(model, str) else f"{METHOD} ({model['base']})",
-        method=METHOD,
-        tier=tier,
-        sources={key: str(path) for key, path in sources.items()},
-        revision=revision_of(sources),
-        settings={"image_size": int(card.facts["image_size"])},
-    )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from pipelines import pictures, translate
-from pipelines.job_file import running
-from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Score, Shown
-from pipelines.rows import BadRow
+from pipelines.job_file import job_file
+from pipelines.pipeline import Context, Kind, Pipeline
+from pipelines.translators import resolve_translator
 from workers.crops import resize_square
-from workers.media import decode_image
 from workers.replica import Replica
 from workers.stage import MapRows
+
+if TYPE_CHECKING:  # torch is loaded by replicas, never by the driver
+    from models.training.translators import Request, Result, Translators
 
 ROWS = pa.schema(
     [
@@ -32,23 +34,17 @@ BESIDE = pa.schema([("start_file", pa.binary()), ("apply_pixels", pa.binary()), 
 APPLIED = pa.schema([("applied", pa.list_(pa.binary()))])
 
 
-class FinetuneParams(Params):
+class FinetuneParams(translate.TrainingParams):
     """Job parameters."""
 
     max_epochs: int = Field(10, ge=1)  # over a row's pairs
-    batch_size: int = Field(8, ge=1)  # pairs a step
-    learning_rate: float = Field(2e-2, gt=0)  # of the up-projections; a tenth of it for the down-projections
     check_every: int = Field(5, ge=1)  # steps; a row ends at the first check where its target or its seconds are reached
-    eval_fraction: float = Field(0.1, gt=0, lt=1)  # of a row's pairs, at least 4: checked on, not trained on
     target_l1: float | None = Field(None, gt=0, le=1)  # of rows that name none
-    group_size: int = Field(16, ge=1, le=512)  # rows trained in one forward pass; decides nothing but speed and memory
-    precision: Literal["float32", "float16"] = "float32"  # of the files
 
 
 def finetune(params: FinetuneParams, context: Context) -> Pipeline:
     """One row is one concept; what comes back is its weights, errors before and after, the curve, and pictures of one held-out pair."""
-    outputs = pa.schema([*translate.outputs(context.media, SHOWN), *pictures.kept_list("images", context.media)])
-    written = pa.schema([field for field in outputs if field.name not in translate.MADE.names])
+    written = pa.schema([*translate.written(context, SHOWN), *pictures.kept_list("images", context.media)])
     return Pipeline(
         name="translate",
         rows=ROWS,
@@ -71,53 +67,34 @@ def finetune(params: FinetuneParams, context: Context) -> Pipeline:
             ),
             MapRows("encode", partial(encode, context), adds=written, drops=("made", "shown", "applied")),
         ],
-        outputs=outputs,
-        shown=Shown(
-            before="input", after="tuned", scores=[Score("l1_final", "Error at the end", higher_is_better=False)], text=["concept"],
-            strip=SHOWN, curve=("curve_steps", "curve"),
-        ),
+        outputs=pa.schema([*written, *translate.TOLD]),
+        shown=translate.shown(SHOWN),
         family="translators",
-    )  # fmt: skip
+    )
 
 
 def decode(context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row's pairs, the file that it begins with, and the photographs to translate. Raises BadRow, and what reading raises."""
     side = context.model.settings["image_size"]
-    if row.get("apply_images") is not None and row.get("apply_image_uris") is not None:
-        raise BadRow("give either apply_images or apply_image_uris, not both")
-    read = context.reader.read
-    given = row.get("apply_images") or [read(uri) for uri in row.get("apply_image_uris") or []]
-    found = list[np.ndarray]()
-    for number, data in enumerate(given):
-        try:
-            found.append(resize_square(decode_image(data, max_pixels=context.max_pixels).pixels, side)[0])
-        except (ValueError, TypeError) as error:
-            raise BadRow(f"image {number} to apply to: {error}") from error
+    given = pictures.given_list(row, "apply_images", context.reader)
+    found = [resize_square(translate.pixels(context, data, f"image {n} to apply to"), side)[0] for n, data in enumerate(given)]
     start = row.get("start_weights_uri")
     return {
         **translate.decode(context, row),
-        "start_file": None if start is None else read(start),
+        "start_file": None if start is None else context.reader.read(start),
         "apply_pixels": np.stack(found).tobytes() if found else None,
         "applies": len(found),
     }
 
 
-def load(params: FinetuneParams, context: Context) -> Any:
+def load(params: FinetuneParams, context: Context) -> Translators:
     """The base and, where the model is a denoiser, what generates starts; called in the replica's process."""
-    from models.training.translations import Settings
-    from models.training.translators import Plan, Translators
-
-    plan = Plan(
-        steps=None,
-        epochs=params.max_epochs,
-        check_every=params.check_every,
-        settings=Settings(batch=params.batch_size, lr=params.learning_rate),
-        eval_fraction=params.eval_fraction,
+    return translate.trainer(
+        params, context.model.sources, state="tuned", steps=None, epochs=params.max_epochs, check_every=params.check_every
     )
-    return Translators.load(context.model.sources, plan, state="tuned")
 
 
-def request(params: FinetuneParams, context: Context, row: Mapping[str, Any]) -> Any:
+def request(params: FinetuneParams, context: Context, row: Mapping[str, Any]) -> Request:
     """A row as the trainer wants it. Raises UnreadableCheckpoint for a start that is no file of weights."""
     from models.lora_files import read_lora
     from models.training.translators import Request
@@ -129,7 +106,7 @@ def request(params: FinetuneParams, context: Context, row: Mapping[str, Any]) ->
     return Request(**{**asked, "target_l1": target}, start=start, apply=apply)
 
 
-def columns(params: FinetuneParams, result: Any) -> dict[str, Any]:
+def columns(params: FinetuneParams, result: Result) -> dict[str, Any]:
     """A tuned concept as columns. Raises Diverged, which fails its row."""
     applied = None if result.applied is None else [pictures.from_tensor(picture) for picture in result.applied]
     return {**translate.columns(params.precision, result), "applied": applied}
@@ -146,25 +123,9 @@ def encode(context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
     return {**translate.encode(context, SHOWN, row), **(pictures.as_list(kept, "images") if kept else none)}
 
 
-def settle(params: FinetuneParams, model: Model) -> FinetuneParams:
-    """Nothing is left open."""
-    return params
-
-
-TEMPLATE = """\
-# A calotype job: translators finished on pairs of pictures, each from weights that its text gave.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: translate
-mode: finetune                 # collect makes the points that a denoiser learns from
-name: finetune                 # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # calotype manifest translate --pairs FOLDER -o FOLDER
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/weight-denoiser     # generates the start of rows that name none; lab/translator: they begin with nothing. Your own:
-# model: {method: neural_weights, base: /models/translator, checkpoint: /models/weight-denoiser}
-seed: 0
-
-params:
+TEMPLATE = job_file(
+    "translators finished on pairs of pictures, each from weights that its text gave.",
+    """
   max_epochs: 10               # over a row's pairs
   batch_size: 8                # pairs a step
   learning_rate: 0.02
@@ -173,20 +134,25 @@ params:
   group_size: 16               # rows trained in one forward pass
   # precision: float32         # of the files, or float16
   # target_l1: 0.08            # mean absolute error in 0..1 at which a row ends; a row's own column wins
-
-# reuse: last                  # leave out rows that were ok in the last job of this name under the same settings
-# limit: 100                   # only the first rows
-media: files                   # or columns: weights and pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running()
+""",
+    kind="translate",
+    mode="finetune",
+    mode_is="collect makes the points that a denoiser learns from",
+    name="finetune",
+    manifest="calotype manifest translate --pairs FOLDER -o FOLDER",
+    model="""
+model: lab/weight-denoiser     # generates the start of rows that name none; lab/translator: they begin with nothing. Your own:
+# model: {method: neural_weights, base: /models/translator, checkpoint: /models/weight-denoiser}
+""",
+    where='concept: ["sepia, ink outlines"]',
+    media="weights and pictures",
+)
 
 FINETUNE = Kind(
     name="translate",
     mode="finetune",
     params=FinetuneParams,
-    resolve=translate.resolve_translator,
+    resolve=resolve_translator,
     build=finetune,
-    settle=settle,
     template=TEMPLATE,
 )

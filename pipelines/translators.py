@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
-from models.catalog import ModelNotFound, lab_path, read_card
-from pipelines.model_source import fetch, revision_of
-from pipelines.pipeline import Accept, Model
+from models.catalog import ModelNotFound, read_card
+from pipelines.model_source import base_beside, folder_of, named_parts, of_parts
+from pipelines.pipeline import Accept, Context, Model
 
 METHOD = "neural_weights"
 
@@ -20,20 +20,14 @@ def resolve_denoiser(model: str | Mapping[str, str], accept: Accept) -> Model:
     where the denoiser was made for another base.
     """
     if isinstance(model, str):
-        checkpoint = folder_of(model)
-        base = _base_beside(checkpoint)
-        name = read_card(checkpoint).name
+        folder = folder_of(model)
+        name, tier = read_card(folder).name, read_card(folder).tier
+        parts = {"base": base_beside(folder, "lab/translator", "card.json"), "checkpoint": folder}
     else:
-        named = str(model["method"]).replace("-", "_")
-        if named != METHOD:
-            raise ModelNotFound(f"model.method: weights of mode initialize are made by {METHOD}, not {model['method']}")
-        if unused := sorted(model.keys() - {"method", "base", "checkpoint"}):
-            raise ModelNotFound(f"model.{unused[0]}: {METHOD} takes base and checkpoint; leave it out")
-        if model.get("checkpoint") is None:
-            raise ModelNotFound("model.checkpoint is missing; it names the folder of a weight denoiser")
-        checkpoint, base = fetch(model["checkpoint"]), fetch(model["base"])
-        name = f"{METHOD} ({model['checkpoint']})"
-    card = read_card(base)
+        parts = named_parts(model, METHOD, "weights of mode initialize are made by", "a weight denoiser")
+        name, tier = f"{METHOD} ({model['checkpoint']})", "full"
+    checkpoint = parts["checkpoint"]
+    card = read_card(parts["base"])
     layout = checkpoint / "layout.json"
     if not layout.is_file():
         what = read_card(checkpoint).method
@@ -43,27 +37,33 @@ def resolve_denoiser(model: str | Mapping[str, str], accept: Accept) -> Model:
     made_for, is_hash = json.loads(layout.read_text()).get("base_hash", ""), card.facts.get("base_hash", "")
     if made_for != is_hash:
         raise ModelNotFound(
-            f"model: the weight denoiser {checkpoint.name} was made for the base {made_for[:12]}, {base.name} is {is_hash[:12]}. "
+            f"model: the weight denoiser {checkpoint.name} was made for the base {made_for[:12]}, {parts['base'].name} is {is_hash[:12]}. "
             "Name the translator that belongs to it, or train a denoiser for this one: calotype train weight-denoiser"
         )
-    sources = {"base": base, "checkpoint": checkpoint}
-    return Model(
-        name=name,
-        method=METHOD,
-        tier=read_card(checkpoint).tier if isinstance(model, str) else "full",
-        sources={key: str(path) for key, path in sources.items()},
-        revision=revision_of(sources),
-        settings={"image_size": int(card.facts["image_size"])},
-    )
+    return of_parts(name, METHOD, tier, parts, {"image_size": int(card.facts["image_size"])})
 
 
-def folder_of(name: str) -> Path:
-    """The folder of a lab model, or of one that a path names. Raises ModelNotFound."""
-    return Path(name).resolve() if (Path(name) / "card.json").is_file() else lab_path(name)
+def resolve_translator(model: str | Mapping[str, str], accept: Accept) -> Model:
+    """A base translator, as lab/translator or {method: neural_weights, base: folder}; or a weight denoiser with its base, for generated starts.
+
+    `sources` are `base`, and `checkpoint` where there is a denoiser. Raises ModelNotFound.
+    """
+    if isinstance(model, str):
+        folder = folder_of(model)
+        name, tier = read_card(folder).name, read_card(folder).tier
+    else:
+        parts = named_parts(model, METHOD, "translators are trained by")
+        if "checkpoint" in parts:
+            return resolve_denoiser(model, accept)
+        folder, name, tier = parts["base"], f"{METHOD} ({model['base']})", "full"
+    if (folder / "layout.json").is_file():
+        return resolve_denoiser(str(folder), accept)
+    card = read_card(folder)
+    if not (folder / "generator.safetensors").is_file():
+        raise ModelNotFound(f"model: {folder} is a model for {card.method}, no translator; name lab/translator or lab/weight-denoiser")
+    return of_parts(name, METHOD, tier, {"base": folder}, {"image_size": int(card.facts["image_size"])})
 
 
-def _base_beside(denoiser: Path) -> Path:
-    """The translator that a denoiser's card names: the folder of that name beside it, else the lab's."""
-    named = str(read_card(denoiser).facts.get("base", "lab/translator"))
-    beside = denoiser.parent / named.removeprefix("lab/")
-    return beside if (beside / "card.json").is_file() else lab_path(named)
+def said(row: Mapping[str, Any], context: Context) -> dict[str, str]:
+    """What a translator's file says of where it comes from: row, job and model."""
+    return {"row_id": row["row_id"], "job": context.job, "model": context.model.name, "model_revision": context.model.revision}

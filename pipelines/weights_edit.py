@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from pipelines import pictures
-from pipelines.job_file import running
-from pipelines.people import EDITS, START, check_edits, edits_of, person_file, resolve_space, start_of
+from pipelines.job_file import job_file
+from pipelines.people import EDITS, SPACE_IN_JOB_FILES, START, check_edits, edits_of, person_file, resolve_space, start_of
 from pipelines.pipeline import Context, Kind, Pipeline, Shown
 from pipelines.rows import BadRow
 from pipelines.weights_models import MADE, ModelParams, facts, of_model, settings_of, settle, shown, write, written
@@ -97,24 +97,12 @@ def columns(params: EditParams, context: Context, made: Made) -> dict[str, Any]:
 
 def _write(params: EditParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
     moved = ", ".join(f"{edit['attribute']} {edit['strength']:+g}" for edit in row["edits"])
-    return {**write(params, context, row), **shown(params, context, row, "start"), "moved": moved}
+    return {**write(params.image_size, context, row), **shown(params.image_size, context, row, "start"), "moved": moved}
 
 
-TEMPLATE = """\
-# A calotype job: people's adapters moved along attributes (older, with a beard), a LoRA each.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: weights
-mode: edit
-name: edited-people            # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # a row a person: row_id, start_weights_uri or start_coefficients, edits
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/identity-space      # its base is lab/unet; a full-size one:
-# model: {method: weights2weights, base: /models/realistic-vision-v51, checkpoint: /models/weights2weights/files}
-# accept_noncommercial: true   # the authors' space may be used for nothing else
-seed: 0
-
-params:
+TEMPLATE = job_file(
+    "people's adapters moved along attributes (older, with a beard), a LoRA each.",
+    """
   weights_format: peft         # or coefficients: a small file that needs the space, and keeps only what lies in it
   # debias: joint              # edits are freed of the space's other attributes; or sequential, none
   # n_components: 1000         # of the space, the first ones
@@ -122,13 +110,17 @@ params:
   # num_inference_steps: 50
   # guidance_scale: 3.0
   # negative_prompt: low quality, blurry, unfinished, cartoon
-
-# reuse: last                  # leave out rows that were ok in the last job of this name under the same settings
-# where: {person_id: [ada]}    # only these rows
-# limit: 100                   # only the first rows
-media: files                   # or columns: adapters and pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running(micro_batch="# micro_batch: 32            # models in one call", roots="/people")
+""",
+    kind="weights",
+    mode="edit",
+    name="edited-people",
+    manifest="a row a person: row_id, start_weights_uri or start_coefficients, edits",
+    model=SPACE_IN_JOB_FILES,
+    seed="",
+    where="person_id: [ada]",
+    media="adapters and pictures",
+    micro_batch="# micro_batch: 32            # models in one call",
+    roots="/people",
+)
 
 EDIT_WEIGHTS = Kind(name="weights", mode="edit", params=EditParams, resolve=resolve_space, build=edit, settle=settle, template=TEMPLATE)

@@ -8,16 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from models.catalog import ModelNotFound
 from pipelines import pictures
-from pipelines.job_file import running
+from pipelines.base_models import check_size
+from pipelines.job_file import job_file
 from pipelines.model_source import resolve_model
 from pipelines.pipeline import Accept, Context, Kind, Model, Params, Pipeline, Score, Shown
 from pipelines.rows import BadRow
+from pipelines.weights_models import TOLD, write, written
 from workers.crops import resize_square
 from workers.media import decode_image
 from workers.replica import Replica
@@ -35,18 +36,8 @@ ROWS = pa.schema(
         ("seed", pa.int64()),  # of times and noises; null: the job's, which all people share, as a space of them needs it
     ]
 )
-DECODED = pa.schema(
-    [("reference_pixels", pa.list_(pa.binary())), ("n_pictures", pa.int32())]
-)  # (S, S, 3) uint8 each, as the base sees them
-TRAINED = pa.schema(
-    [
-        ("weights_file", pa.binary()),
-        ("tuned_pixels", pa.binary()),
-        ("final_loss", pa.float32()),
-        ("curve", pa.list_(pa.float32())),
-        ("curve_steps", pa.list_(pa.int32())),
-    ]
-)
+DECODED = pa.schema([("reference_pixels", pa.list_(pa.binary())), ("n_pictures", pa.int32())])  # (S, S, 3) uint8 each
+TRAINED = pa.schema([("weights_file", pa.binary()), ("tuned_pixels", pa.binary()), *TOLD])
 LAB: Mapping[str, Any] = {
     "prompt": "a portrait of a person",
     "num_steps": 80,
@@ -90,7 +81,7 @@ class IdentityParams(Params):
 
 def identity(params: IdentityParams, context: Context) -> Pipeline:
     """One row is one person; what comes back is the adapter, a picture made with it, and the curve of its training."""
-    written = pa.schema([*pictures.kept("weights", context.media), *pictures.kept("tuned", context.media)])
+    kept = pa.schema([*written(context), ("seed", pa.int64())])
     return Pipeline(
         name="weights",
         rows=ROWS,
@@ -107,18 +98,9 @@ def identity(params: IdentityParams, context: Context) -> Pipeline:
                 micro_batch=context.micro_batch or 32,
                 gpus=1,
             ),
-            MapRows("write", partial(write, params, context), adds=written, drops=("weights_file", "tuned_pixels")),
+            MapRows("write", partial(_write, params, context), adds=kept, drops=("weights_file", "tuned_pixels")),
         ],
-        outputs=pa.schema(
-            [
-                *written,
-                ("seed", pa.int64()),
-                ("n_pictures", pa.int32()),
-                ("final_loss", pa.float32()),
-                ("curve", pa.list_(pa.float32())),
-                ("curve_steps", pa.list_(pa.int32())),
-            ]
-        ),
+        outputs=pa.schema([*kept, ("n_pictures", pa.int32()), *TOLD]),
         shown=Shown(
             before=None,
             after="tuned",
@@ -211,15 +193,8 @@ def columns(result: Result) -> dict[str, Any]:
     }
 
 
-def write(params: IdentityParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The adapter and the picture as files of this row; written before the row is committed."""
-    assert params.image_size is not None
-    shown: np.ndarray = pictures.to_pixels(row["tuned_pixels"], params.image_size, params.image_size)
-    return {
-        **pictures.keep_file(row["weights_file"], "weights", row["row_id"], context, extension="safetensors"),
-        **pictures.keep(shown, "tuned", row["row_id"], context, label="tuned", generated=True),
-        "seed": seed_of(row, context.seed),
-    }
+def _write(params: IdentityParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**write(params.image_size, context, row), "seed": seed_of(row, context.seed)}
 
 
 def resolve(model: str | Mapping[str, str], accept: Accept) -> Model:
@@ -232,29 +207,14 @@ def resolve(model: str | Mapping[str, str], accept: Accept) -> Model:
 
 def settle(params: IdentityParams, model: Model) -> IdentityParams:
     """The parameters with nothing left open. Raises ValueError for a size that the base can't make."""
-    known = {**(LAB if model.tier == "lab" else PAPER), "image_size": model.settings["image_size"]}
-    decided = {key: value for key, value in known.items() if getattr(params, key) is None}
-    settled = IdentityParams.model_validate({**params.model_dump(), **decided})
-    assert settled.image_size is not None
-    if settled.image_size % model.settings["size_unit"]:
-        raise ValueError(f"params.image_size: {model.name} makes sizes that are multiples of {model.settings['size_unit']}")
+    settled = params.settled({**(LAB if model.tier == "lab" else PAPER), "image_size": model.settings["image_size"]})
+    check_size(settled.image_size, model)
     return settled
 
 
-TEMPLATE = """\
-# A calotype job: people in as photographs, a rank-1 LoRA each out. Many people train together, in one forward pass.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: weights
-mode: identity
-name: people                   # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # calotype manifest identity PHOTOS -o manifest.parquet; a folder a person
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/unet                # the base; a full-size one of Stable Diffusion 1.5's layout:
-# model: {method: weights2weights, base: /models/realistic-vision-v51}
-seed: 0                        # of the times and noises, which all people share
-
-params:
+TEMPLATE = job_file(
+    "people in as photographs, a rank-1 LoRA each out. Many people train together, in one forward pass.",
+    """
   rank: 1                      # of every adapter; a space is made of adapters of one rank
   alpha: 27.0
   start_seed: 0                # what all adapters begin with; never mix adapters of different starts in one space
@@ -267,15 +227,20 @@ params:
   # num_inference_steps: 50    # of the picture that shows what was learned
   # guidance_scale: 3.0
   # image_size: 512            # pixels a side
-
-# reuse: last                  # leave out people who were ok in the last job of this name under the same settings
-# where: {person_id: [anna, boris]}
-# limit: 100                   # only the first rows
-media: files                   # or columns: adapters and pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running(
-    block_rows="32               # rows committed together; people of a block train together",
+""",
+    kind="weights",
+    mode="identity",
+    name="people",
+    manifest="calotype manifest identity PHOTOS -o manifest.parquet; a folder a person",
+    model="""
+model: lab/unet                # the base; a full-size one of Stable Diffusion 1.5's layout:
+# model: {method: weights2weights, base: /models/realistic-vision-v51}
+""",
+    seed="of the times and noises, which all people share",
+    where="person_id: [anna, boris]",
+    media="adapters and pictures",
+    block_rows="32",
+    rows_together="rows committed together; people of a block train together",
     micro_batch="micro_batch: 32              # people in one forward pass",
     roots="/people",
 )

@@ -10,10 +10,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines import pictures
-from pipelines.job_file import running
-from pipelines.pipeline import Context, Kind, Model, Params, Pipeline, Shown
+from pipelines.job_file import job_file
+from pipelines.pipeline import Context, Kind, Params, Pipeline, Shown
 from pipelines.rows import BadRow, row_seed
-from pipelines.translators import resolve_denoiser
+from pipelines.translators import resolve_denoiser, said
 from workers.replica import Replica
 from workers.stage import MapRows
 
@@ -94,9 +94,8 @@ def request(params: InitializeParams, context: Context, row: Mapping[str, Any]) 
     """A row as the method wants it, with what its file is to say beside the method's own."""
     from models.methods.neural_weights import Request
 
-    said = {"row_id": row["row_id"], "job": context.job, "model": context.model.name, "model_revision": context.model.revision}
     seen = previewed(context.model.settings["image_size"]) if params.preview else None
-    return Request(row["concept"], row_seed(row, context.seed), seen, said)
+    return Request(row["concept"], row_seed(row, context.seed), seen, said(row, context))
 
 
 def columns(params: InitializeParams, result: Result) -> dict[str, Any]:
@@ -133,35 +132,26 @@ def previewed(side: int) -> Any:
     return pixels(draw(subject(PREVIEWED, "portrait"), PREVIEWED, side).image)
 
 
-def settle(params: InitializeParams, model: Model) -> InitializeParams:
-    """Nothing is left open."""
-    return params
-
-
-TEMPLATE = """\
-# A calotype job: weights from text. Each concept becomes the LoRA of an image translator, a safetensors file.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: weights
-mode: initialize               # a concept's weights from its text
-name: concepts                 # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # calotype manifest weights --concepts FILE -o manifest.parquet
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/weight-denoiser     # its translator is lab/translator; your own:
-# model: {method: neural_weights, base: /models/translator, checkpoint: /models/weight-denoiser}
-seed: 0                        # a row without a seed of its own gets one from its id and this
-
-params:
+TEMPLATE = job_file(
+    "weights from text. Each concept becomes the LoRA of an image translator, a safetensors file.",
+    """
   # num_steps: 1               # denoising steps; one is what the method is about
   precision: float16           # of the files, or float32
   preview: true                # one drawn picture through every translator, to look at on the review page
-
-# reuse: last                  # leave out rows that were ok in the last job of this name under the same settings
-# limit: 100                   # only the first rows
-media: files                   # or columns: weights and pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running(micro_batch="# micro_batch: 64            # concepts in one call of the denoiser")
+""",
+    kind="weights",
+    mode="initialize",
+    mode_is="a concept's weights from its text",
+    name="concepts",
+    manifest="calotype manifest weights --concepts FILE -o manifest.parquet",
+    model="""
+model: lab/weight-denoiser     # its translator is lab/translator; your own:
+# model: {method: neural_weights, base: /models/translator, checkpoint: /models/weight-denoiser}
+""",
+    where='concept: ["sepia, ink outlines"]',
+    media="weights and pictures",
+    micro_batch="# micro_batch: 64            # concepts in one call of the denoiser",
+)
 
 INITIALIZE = Kind(
     name="weights",
@@ -169,6 +159,5 @@ INITIALIZE = Kind(
     params=InitializeParams,
     resolve=resolve_denoiser,
     build=initialize,
-    settle=settle,
     template=TEMPLATE,
 )

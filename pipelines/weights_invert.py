@@ -12,11 +12,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines import pictures
-from pipelines.job_file import running
-from pipelines.people import resolve_space
+from pipelines.job_file import job_file
+from pipelines.people import SPACE_IN_JOB_FILES, resolve_space
 from pipelines.pipeline import Context, Kind, Model, Pipeline, Score, Shown
 from pipelines.rows import BadRow, row_seed
-from pipelines.weights_models import MADE, ModelParams, facts, of_model, settings_of, write, written
+from pipelines.weights_models import MADE, TOLD, ModelParams, facts, of_model, settings_of, write, written
 from pipelines.weights_models import settle as settle_model
 from workers.crops import resize_square
 from workers.media import decode_image
@@ -39,7 +39,6 @@ ROWS = pa.schema(
     ]
 )
 DECODED = pa.schema([("pixels", pa.binary()), ("mask_pixels", pa.binary())])
-INVERTED = pa.schema([*MADE, ("final_loss", pa.float32()), ("curve", pa.list_(pa.float32())), ("curve_steps", pa.list_(pa.int32()))])
 PAPER: Mapping[str, Any] = {"num_steps": 400, "learning_rate": 0.1, "weight_decay": 1e-10, "noises": 1}
 MOST_OFF = 0.02  # of a mask's aspect from the photograph's
 
@@ -55,7 +54,7 @@ class InvertParams(ModelParams):
 
 def invert(params: InvertParams, context: Context) -> Pipeline:
     """One row is one photograph; what comes back is a model of its person, a picture made with it, and how the loss fell."""
-    told = [("final_loss", pa.float32()), ("curve", pa.list_(pa.float32())), ("curve_steps", pa.list_(pa.int32()))]
+    kept = pa.schema([*written(context), ("seed", pa.int64()), ("consent_given", pa.string())])
     return Pipeline(
         name="weights",
         rows=ROWS,
@@ -67,21 +66,14 @@ def invert(params: InvertParams, context: Context) -> Pipeline:
                 partial(load, params, context),
                 request=partial(request, params, context),
                 columns=partial(columns, params, context),
-                adds=INVERTED,
+                adds=pa.schema([*MADE, *TOLD]),
                 drops=("pixels", "mask_pixels"),
                 micro_batch=context.micro_batch or 16,
                 gpus=1,
             ),
-            MapRows(
-                "write",
-                partial(_write, params, context),
-                adds=pa.schema([*written(context), ("seed", pa.int64()), ("consent_given", pa.string())]),
-                drops=("weights_file", "tuned_pixels"),
-            ),
+            MapRows("write", partial(_write, params, context), adds=kept, drops=("weights_file", "tuned_pixels")),
         ],
-        outputs=pa.schema(
-            [*written(context), ("coefficients", pa.list_(pa.float32())), ("seed", pa.int64()), ("consent_given", pa.string()), *told]
-        ),
+        outputs=pa.schema([*kept, ("coefficients", pa.list_(pa.float32())), *TOLD]),
         shown=Shown(
             before="image",
             after="tuned",
@@ -147,31 +139,17 @@ def columns(params: InvertParams, context: Context, made: Made) -> dict[str, Any
 
 
 def _write(params: InvertParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**write(params, context, row), "seed": row_seed(row, context.seed), "consent_given": row.get("consent")}
+    return {**write(params.image_size, context, row), "seed": row_seed(row, context.seed), "consent_given": row.get("consent")}
 
 
 def settle(params: InvertParams, model: Model) -> InvertParams:
     """The parameters with nothing left open."""
-    known = {**PAPER, **model.settings}
-    decided = {key: known[key] for key in PAPER if getattr(params, key) is None}
-    return settle_model(InvertParams.model_validate({**params.model_dump(), **decided}), model)
+    return settle_model(params.settled({**PAPER, **{key: model.settings[key] for key in PAPER if key in model.settings}}), model)
 
 
-TEMPLATE = """\
-# A calotype job: one photograph of a person in, a LoRA of that person out. Face models are personal data: ask first.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: weights
-mode: invert
-name: inverted                 # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # a row a photograph: row_id, image_uri; mask_uri and consent where you have them
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/identity-space      # its base is lab/unet; a full-size one:
-# model: {method: weights2weights, base: /models/realistic-vision-v51, checkpoint: /models/weights2weights/files}
-# accept_noncommercial: true   # the authors' space may be used for nothing else
-seed: 0                        # of times and noises; a row without a seed of its own gets one from its id and this
-
-params:
+TEMPLATE = job_file(
+    "one photograph of a person in, a LoRA of that person out. Face models are personal data: ask first.",
+    """
   weights_format: peft         # or coefficients: a small file that needs the space
   # num_steps: 400             # this and all below: as the model was made, else as the authors have it
   # learning_rate: 0.1
@@ -182,13 +160,17 @@ params:
   # num_inference_steps: 50
   # guidance_scale: 3.0
   # negative_prompt: low quality, blurry, unfinished, cartoon
-
-# reuse: last                  # leave out rows that were ok in the last job of this name under the same settings
-# where: {person_id: [ada]}    # only these rows
-# limit: 100                   # only the first rows
-media: files                   # or columns: adapters and pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running(micro_batch="# micro_batch: 16            # photographs inverted together", roots="/people")
+""",
+    kind="weights",
+    mode="invert",
+    name="inverted",
+    manifest="a row a photograph: row_id, image_uri; mask_uri and consent where you have them",
+    model=SPACE_IN_JOB_FILES,
+    seed="of times and noises; a row without a seed of its own gets one from its id and this",
+    where="person_id: [ada]",
+    media="adapters and pictures",
+    micro_batch="# micro_batch: 16            # photographs inverted together",
+    roots="/people",
+)
 
 INVERT = Kind(name="weights", mode="invert", params=InvertParams, resolve=resolve_space, build=invert, settle=settle, template=TEMPLATE)

@@ -1,4 +1,4 @@
-"""What the modes of kind weights share that make models of people in a space: parameters, the files they write, how they are shown."""
+"""What the modes of kind weights share that make models of people: their files and pictures, and the parameters of those in a space."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines import pictures
-from pipelines.people import layout_of
+from pipelines.base_models import check_size
+from pipelines.people import PAPER, layout_of
 from pipelines.pipeline import Context, Model, Params
 
 if TYPE_CHECKING:  # torch is loaded by replicas, never by the driver
     from models.methods.weights2weights_models import Made
 
 MADE = pa.schema([("weights_file", pa.binary()), ("coefficients", pa.list_(pa.float32())), ("tuned_pixels", pa.binary())])
-PAPER: Mapping[str, Any] = {
-    "num_inference_steps": 50,
-    "guidance_scale": 3.0,
-    "negative_prompt": "low quality, blurry, unfinished, cartoon",
-    "debias": "joint",
-}
+TOLD = pa.schema([("final_loss", pa.float32()), ("curve", pa.list_(pa.float32())), ("curve_steps", pa.list_(pa.int32()))])
+"""How a training went."""
 
 
 class ModelParams(Params):
@@ -40,11 +37,12 @@ P = TypeVar("P", bound=ModelParams)
 
 
 def settle(params: P, model: Model) -> P:
-    """The parameters with nothing left open."""
+    """The parameters with nothing left open. Raises ValueError for a size that the base can't make."""
     token = model.settings["identity_token"]
-    known = {**PAPER, "prompt": f"a portrait of a {token}" if model.tier == "lab" else token, **model.settings}
-    decided = {k: v for k, v in known.items() if k in type(params).model_fields and getattr(params, k) is None}
-    return type(params).model_validate({**params.model_dump(), **decided})
+    prompt = f"a portrait of a {token}" if model.tier == "lab" else token
+    settled = params.settled({**PAPER, "prompt": prompt, **model.settings})
+    check_size(settled.image_size, model)
+    return settled
 
 
 def written(context: Context) -> pa.Schema:
@@ -76,16 +74,16 @@ def settings_of(params: ModelParams) -> dict[str, Any]:
     return {name: getattr(params, name) for name in names if hasattr(params, name)}
 
 
-def write(params: ModelParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's file and picture as files of its row; before the row is committed."""
+def write(side: int | None, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's file and picture, `side` pixels wide, as files of its row; before the row is committed."""
     return {
         **pictures.keep_file(row["weights_file"], "weights", row["row_id"], context, extension="safetensors"),
-        **shown(params, context, row, "tuned"),
+        **shown(side, context, row, "tuned"),
     }
 
 
-def shown(params: ModelParams, context: Context, row: Mapping[str, Any], name: str) -> dict[str, Any]:
+def shown(side: int | None, context: Context, row: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The picture in `<name>_pixels` as a file."""
-    assert params.image_size is not None
-    pixels = pictures.to_pixels(row[f"{name}_pixels"], params.image_size, params.image_size)
+    assert side is not None
+    pixels = pictures.to_pixels(row[f"{name}_pixels"], side, side)
     return pictures.keep(pixels, name, row["row_id"], context, label=name, generated=True)

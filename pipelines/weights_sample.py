@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines.job_file import running
-from pipelines.people import resolve_space
+from pipelines.job_file import job_file
+from pipelines.people import SPACE_IN_JOB_FILES, resolve_space
 from pipelines.pipeline import Context, Kind, Pipeline, Shown
 from pipelines.rows import BadRow, row_seed
 from pipelines.weights_models import MADE, ModelParams, facts, of_model, settings_of, settle, write, written
@@ -81,24 +81,12 @@ def request(context: Context, row: Mapping[str, Any]) -> Wanted:
 
 
 def _write(params: SampleParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**write(params, context, row), "seed": row_seed(row, context.seed)}
+    return {**write(params.image_size, context, row), "seed": row_seed(row, context.seed)}
 
 
-TEMPLATE = """\
-# A calotype job: people who do not exist, drawn from the space of adapters; a LoRA each.
-# calotype check job.yaml    what will happen, measured on a few rows
-# calotype run job.yaml      runs it; the same command goes on after an interruption
-kind: weights
-mode: sample
-name: new-people               # the job folder is <output>/<name>-<fingerprint>
-manifest: manifest.parquet     # a row a person: row_id, and a seed where you want a certain one
-output: runs                   # a folder or s3://bucket/prefix
-model: lab/identity-space      # its base is lab/unet; a full-size one:
-# model: {method: weights2weights, base: /models/realistic-vision-v51, checkpoint: /models/weights2weights/files}
-# accept_noncommercial: true   # the authors' space may be used for nothing else
-seed: 0                        # a row without a seed of its own gets one from its id and this
-
-params:
+TEMPLATE = job_file(
+    "people who do not exist, drawn from the space of adapters; a LoRA each.",
+    """
   std_factor: 1.0              # how far from the mean; below 1 more ordinary, above 1 more unusual
   weights_format: peft         # or coefficients: a small file that needs the space
   # n_components: 1000         # of the space, the first ones
@@ -106,13 +94,15 @@ params:
   # num_inference_steps: 50
   # guidance_scale: 3.0
   # negative_prompt: low quality, blurry, unfinished, cartoon
-
-# reuse: last                  # leave out rows that were ok in the last job of this name under the same settings
-# where: {person_id: [ada]}    # only these rows
-# limit: 100                   # only the first rows
-media: files                   # or columns: adapters and pictures inside the Parquet files
-on_bad_source: fail            # or skip: run without manifest files that can't be read
-
-""" + running(micro_batch="# micro_batch: 32            # models in one call")
+""",
+    kind="weights",
+    mode="sample",
+    name="new-people",
+    manifest="a row a person: row_id, and a seed where you want a certain one",
+    model=SPACE_IN_JOB_FILES,
+    where="person_id: [ada]",
+    media="adapters and pictures",
+    micro_batch="# micro_batch: 32            # models in one call",
+)
 
 SAMPLE = Kind(name="weights", mode="sample", params=SampleParams, resolve=resolve_space, build=sample, settle=settle, template=TEMPLATE)
