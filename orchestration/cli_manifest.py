@@ -16,6 +16,9 @@ app = typer.Typer(no_args_is_help=True, help="Make a manifest: a folder, or list
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="The manifest to write (.parquet).")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="N for 0 to N-1, or a list such as 7,9; else each row's from its id.")]
+People = Annotated[
+    str, typer.Argument(help="Who: a finished weights job (folder or models:/people@newest), a folder of adapter files, or a list.")
+]
 Model = Annotated[
     str | None, typer.Option("--vocabulary", help="Skip prompts with words that this model does not know: its folder, or lab/unet.")
 ]
@@ -143,9 +146,7 @@ def identity(
 @app.command("personalize")
 def personalize(
     output: Output,
-    people: Annotated[
-        str, typer.Argument(help="Who: a finished weights job (folder or models:/people@newest), a folder of adapter files, or a list.")
-    ],
+    people: People,
     prompts: Annotated[str, typer.Option("--prompts", help="List of prompts: prompt, negative_prompt.")],
     edits: Annotated[
         str | None, typer.Option("--edits", help="List of edits: attribute, strength, start_timestep; lines of one name go together.")
@@ -164,6 +165,60 @@ def personalize(
     except ValueError as error:
         raise JobFileError(str(error)) from error
     return _written(replace(catalog, skipped=[*skipped, *catalog.skipped]), output, as_json)
+
+
+@app.command("edit-people")
+def edit_people(
+    output: Output,
+    people: People,
+    edits: Annotated[str, typer.Option("--edits", help="List of edits: attribute, strength; lines of one name go together.")],
+    as_json: AsJson = False,
+) -> int:
+    """People and edits are crossed to the rows of a weights job of mode edit. A row's id is made of its content."""
+    from orchestration.job import JobFileError
+    from pipelines.people_lists import edit_manifest, people_in
+
+    try:
+        found, skipped = _people_of_job(people) or people_in(people)
+        catalog = edit_manifest(found, edits)
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
+    return _written(replace(catalog, skipped=[*skipped, *catalog.skipped]), output, as_json)
+
+
+@app.command("sample")
+def sample(
+    output: Output,
+    seeds: Annotated[str, typer.Option("--seeds", help="N for 0 to N-1, or a list such as 7,9: a new person each.")],
+    as_json: AsJson = False,
+) -> int:
+    """Seeds become the rows of a weights job of mode sample: somebody new each."""
+    from orchestration.job import JobFileError
+    from pipelines.people_lists import sample_manifest
+
+    try:
+        catalog = sample_manifest([seed for seed in parse_seeds(seeds) if seed is not None])
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
+    return _written(catalog, output, as_json)
+
+
+@app.command("invert")
+def invert(
+    photos: Annotated[str, typer.Argument(help="Folder of photographs, each of one person's face.")],
+    output: Output,
+    consent: Annotated[str | None, typer.Option("--consent", help="A note that goes with every row, its output and its file.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Photographs, one a person, become the rows of a weights job of mode invert."""
+    from orchestration.job import JobFileError
+    from pipelines.people_lists import invert_manifest
+
+    try:
+        catalog = invert_manifest(photos, consent)
+    except ValueError as error:
+        raise JobFileError(str(error)) from error
+    return _written(catalog, output, as_json)
 
 
 def _people_of_job(place: str) -> Any:

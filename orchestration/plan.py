@@ -28,6 +28,8 @@ from workers import ids, storage
 
 log = logging.getLogger(__name__)
 
+MANIFEST_COMMANDS = {f"weights/{mode}": mode for mode in ("identity", "sample", "invert")} | {"weights/edit": "edit-people"}
+"""Which `calotype manifest` command writes for which mode; all others are called like their kind."""
 _BATCH_ROWS = 16_384
 _SPOOL_BYTES = 96 * 2**20
 _LISTED = 20  # how many bad ids an error names
@@ -55,7 +57,8 @@ def survey(spec: JobSpec, pipeline: Pipeline) -> Source:
     """
     names = _files(spec.manifest)
     if not names:
-        raise ManifestRefused(f"no Parquet file at {spec.manifest}. `calotype manifest {spec.kind} FOLDER -o {spec.manifest}` writes one.")
+        command = MANIFEST_COMMANDS.get(f"{spec.kind}/{spec.mode}", spec.kind)
+        raise ManifestRefused(f"no Parquet file at {spec.manifest}. `calotype manifest {command} ... -o {spec.manifest}` writes one.")
     good, rejected, rows, size, digest = list[str](), list[tuple[str, str]](), 0, 0, hashlib.sha256()
     for name in names:
         try:
@@ -69,7 +72,6 @@ def survey(spec: JobSpec, pipeline: Pipeline) -> Source:
                     footer.read_row_group(i, columns=["row_id"])  # damage behind an intact footer
             with fs.open(path, "rb") as file:
                 while chunk := file.read(8 * 2**20):
-                    assert isinstance(chunk, bytes)
                     assert isinstance(chunk, bytes)
                     digest.update(chunk)
             good.append(name)

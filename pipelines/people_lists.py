@@ -1,6 +1,6 @@
-"""From people and prompts to a manifest of a `personalize` job: everybody's adapter is crossed with every prompt and, where given, every edit.
+"""From people to manifests: crossed with prompts and edits for `personalize`, with edits for weights jobs of mode `edit`; and new ones.
 
-A row's id is made of its content, so that a person or prompt more adds rows and changes none.
+A row's id is made of its content, so that a person, a prompt or an edit more adds rows and changes none.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ import pyarrow as pa
 from pipelines.catalogs import Catalog
 from pipelines.lists import FORMATS, BadList, cell, number, read_list
 from pipelines.personalize import ROWS
-from workers.folders import Skipped
+from pipelines.weights_edit import ROWS as EDIT_ROWS
+from pipelines.weights_invert import ROWS as INVERT_ROWS
+from pipelines.weights_sample import ROWS as SAMPLE_ROWS
+from workers.folders import Skipped, list_pictures
 from workers.storage import filesystem, join, scheme
 
 ADAPTERS = (".safetensors", ".pt")
 COLUMNS = ("row_id", "prompt", "negative_prompt", "start_weights_uri", "edits", "start_timestep", "num_images", "seed", "person_id")
 SCHEMA = pa.schema([ROWS.field(name) for name in COLUMNS])
+EDIT_SCHEMA = pa.schema([EDIT_ROWS.field(name) for name in ("row_id", "start_weights_uri", "edits", "person_id")])
+INVERT_SCHEMA = pa.schema([INVERT_ROWS.field(name) for name in ("row_id", "image_uri", "consent", "person_id")])
 _MAX_SLUG = 60
 
 
@@ -96,6 +101,46 @@ def personalize_manifest(
     if twice:
         skipped.append(Skipped(prompts, f"{twice} rows say the same as others; each is there once"))
     return Catalog(pa.Table.from_pylist(list(rows.values()), schema=SCHEMA), skipped)
+
+
+def edit_manifest(people: Sequence[Person], edits: str) -> Catalog:
+    """Cross people with a list of edits, for a job that makes the edited people's adapters. Raises BadList.
+
+    A line that leaves people as they are is named and left out: there would be nothing to make. So is `start_timestep`, which only pictures have.
+    """
+    rows, skipped, twice = dict[str, dict[str, Any]](), list[Skipped](), 0
+    for chosen in read_edits(edits):
+        if chosen.edits is None:
+            skipped.append(Skipped(f"{edits}, {chosen.name}", "edits nothing"))
+            continue
+        if chosen.start_timestep is not None:
+            skipped.append(
+                Skipped(f"{edits}, {chosen.name}", "its start_timestep, since an adapter has no time; give it to a personalize job")
+            )
+        for person in people:
+            row = {"start_weights_uri": person.uri, "edits": chosen.edits}
+            row_id = _row_id(f"{person.name} {chosen.name}", row)
+            twice += row_id in rows
+            rows.setdefault(row_id, {"row_id": row_id, **row, "person_id": person.name})
+    if twice:
+        skipped.append(Skipped(edits, f"{twice} rows say the same as others; each is there once"))
+    return Catalog(pa.Table.from_pylist(list(rows.values()), schema=EDIT_SCHEMA), skipped)
+
+
+def sample_manifest(seeds: Sequence[int]) -> Catalog:
+    """New people, one a seed, named by it."""
+    rows = [{"row_id": name, "seed": seed, "person_id": name} for seed in dict.fromkeys(seeds) for name in (f"new-{seed:05d}",)]
+    return Catalog(pa.Table.from_pylist(rows, schema=SAMPLE_ROWS), [])
+
+
+def invert_manifest(photos: str, consent: str | None = None) -> Catalog:
+    """The photographs of a folder and below, a row each, for weights jobs of mode invert; `consent` is copied to every row. Raises NotAFolder."""
+    files, skipped = list_pictures(photos)
+    rows = [
+        {"row_id": file.path, "image_uri": file.uri, "consent": consent, "person_id": str(PurePosixPath(file.path).with_suffix(""))}
+        for file in files
+    ]
+    return Catalog(pa.Table.from_pylist(rows, schema=INVERT_SCHEMA), skipped)
 
 
 def read_edits(uri: str) -> list[EditSet]:

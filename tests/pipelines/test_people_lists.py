@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from orchestration.cli import app
 from orchestration.folder import JobFolder
 from orchestration.job import parse
+from orchestration.plan import ManifestRefused
 from orchestration.run import run
 from pipelines.lists import BadList
-from pipelines.people_lists import Person, people_in, personalize_manifest, read_edits
-from tests.pipelines import test_personalize, test_weights_identity
+from pipelines.people_lists import Person, edit_manifest, invert_manifest, people_in, personalize_manifest, read_edits, sample_manifest
+from tests.pipelines import test_personalize, test_weights_identity, test_weights_people
 
 PEOPLE = [Person("ada", "/people/ada.safetensors"), Person("bob", "/people/bob.safetensors")]
 
@@ -71,6 +72,71 @@ def test_people_are_the_adapters_of_a_folder_or_the_lines_of_a_list(tmp_path: Pa
 def test_half_an_edit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadList, match="line 1: an edit is an attribute and a strength"):
         read_edits(written(tmp_path / "edits.csv", "attribute,strength\nbeard,\n"))
+
+
+def test_everybody_meets_every_edit_and_what_an_adapter_cannot_hold_is_named(tmp_path: Path) -> None:
+    edits = written(
+        tmp_path / "edits.csv", "name,attribute,strength,start_timestep\nplain,,,\nolder,beard,1.5,\nolder,glasses,1,\nlate,beard,-1,700\n"
+    )
+    catalog = edit_manifest(PEOPLE, edits)
+    rows = catalog.table.to_pylist()
+    assert len(rows) == 2 * 2 == len({row["row_id"] for row in rows})
+    older = next(row for row in rows if row["row_id"].startswith("ada-older-"))
+    assert older["edits"] == [{"attribute": "beard", "strength": 1.5}, {"attribute": "glasses", "strength": 1.0}]
+    assert (older["person_id"], older["start_weights_uri"]) == ("ada", "/people/ada.safetensors")
+    assert [(skipped.path.rpartition(", ")[2], skipped.why.partition(",")[0]) for skipped in catalog.skipped] == [
+        ("plain", "edits nothing"),
+        ("late", "its start_timestep"),
+    ]
+    assert edit_manifest([*PEOPLE, PEOPLE[0]], edits).table["row_id"].to_pylist() == [row["row_id"] for row in rows]
+
+
+def test_new_people_are_named_by_their_seeds() -> None:
+    rows = sample_manifest([0, 7, 7]).table.to_pylist()
+    assert rows == [{"row_id": f"new-{seed:05d}", "seed": seed, "person_id": f"new-{seed:05d}"} for seed in (0, 7)]
+
+
+def test_photographs_to_invert_carry_the_consent_and_files_that_are_none_are_named(tmp_path: Path) -> None:
+    (tmp_path / "club").mkdir()
+    for name in ("ada.png", "club/bob.png"):
+        (tmp_path / name).write_bytes(test_weights_identity.photograph(0))
+    (tmp_path / "notes.txt").write_text("no picture")
+    catalog = invert_manifest(str(tmp_path), "by mail")
+    rows = catalog.table.to_pylist()
+    assert [(row["row_id"], row["person_id"], row["consent"]) for row in rows] == [
+        ("ada.png", "ada", "by mail"),
+        ("club/bob.png", "club/bob", "by mail"),
+    ]
+    assert [Path(skipped.path).name for skipped in catalog.skipped] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("mode", ["sample", "edit", "invert"])
+def test_the_commands_for_models_of_people_write_manifests_that_their_jobs_run(tmp_path: Path, mode: str) -> None:
+    model = test_personalize.tiny_model(tmp_path / "tiny")
+    people = tmp_path / "people"
+    people.mkdir()
+    test_personalize.person(people / "ada.safetensors", 0)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/ada.png").write_bytes(test_weights_identity.photograph(0))
+    edits = written(tmp_path / "edits.csv", "attribute,strength\ntall,1\ntall,-1\n")
+    given = {
+        "sample": ["sample", "--seeds", "2"],
+        "edit": ["edit-people", str(people), "--edits", edits],
+        "invert": ["invert", str(tmp_path / "photos")],
+    }
+    manifest = tmp_path / "made.parquet"
+    result = CliRunner().invoke(app, ["manifest", *given[mode], "-o", str(manifest), "--json"])
+    made = json.loads(result.stdout)["rows"]
+    assert made == {"sample": 2, "edit": 2, "invert": 1}[mode], result.output
+    summary = run(parse({**test_weights_people.job(mode, tmp_path, model, []), "manifest": str(manifest)}))
+    assert (summary.ok, summary.failed) == (made, 0)
+
+
+@pytest.mark.parametrize(("mode", "command"), [("sample", "sample"), ("edit", "edit-people"), ("invert", "invert")])
+def test_a_job_without_its_manifest_names_the_command_that_writes_one(tmp_path: Path, mode: str, command: str) -> None:
+    content = test_weights_people.job(mode, tmp_path, test_personalize.tiny_model(tmp_path / "tiny"), [])
+    with pytest.raises(ManifestRefused, match=f"calotype manifest {command} "):
+        run(parse({**content, "manifest": str(tmp_path / "nowhere.parquet")}))
 
 
 def test_the_command_writes_a_manifest_that_a_job_runs(tmp_path: Path) -> None:
