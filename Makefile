@@ -49,3 +49,6 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.layouts
 	$(BIN)/python -m benchmarks.edits
+	$(BIN)/python -m benchmarks.translators
+	$(BIN)/python -m benchmarks.concepts
+	$(BIN)/python -m benchmarks.adapters

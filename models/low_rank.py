@@ -89,7 +89,7 @@ def _add(name: str, own: LowRank, rows: int, layer: nn.Module, inputs: tuple[Ten
             f"{name} was called with {len(x)} rows, but adapters are attached for {rows}; hand over an index for each row."
         )
     if isinstance(layer, nn.Conv2d):
-        return output + (_convolved(x, own, layer) * own.scale).to(output.dtype)
+        return output + _convolved(x, own, layer).to(output.dtype)
     return _multiplied(x, own, output)
 
 
@@ -103,13 +103,10 @@ def _multiplied(x: Tensor, own: LowRank, output: Tensor) -> Tensor:
 
 
 def _convolved(x_BChw: Tensor, own: LowRank, layer: nn.Conv2d) -> Tensor:
-    """(B,C,h,w) to (B,O,h',w'): the runs as the groups of one convolution, then one product a run."""
-    R, r, C, *kernel = own.down.shape
-    B, _, *size = x_BChw.shape
-    n = B // R
-    grouped = x_BChw.reshape(R, n, C, *size).transpose(0, 1).reshape(n, R * C, *size)
+    """(B,C,h,w) to (B,O,h',w'), run by run: on a CPU a grouped convolution is slower than its groups alone (docs/benchmarks.md)."""
     assert not isinstance(layer.padding, str)
-    z = conv2d(grouped, own.down.reshape(R * r, C, *kernel), None, layer.stride, layer.padding, layer.dilation, groups=R)
-    z_nRrL = z.reshape(n, R, r, -1)
-    y_nROL = own.up @ z_nRrL
-    return y_nROL.transpose(0, 1).reshape(B, -1, *z.shape[2:])
+    made = list[Tensor]()
+    for x, down, up in zip(x_BChw.chunk(len(own.down)), own.down, own.up, strict=True):
+        z = conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+        made.append(conv2d(z, up[..., None, None] * own.scale))
+    return torch.cat(made)
