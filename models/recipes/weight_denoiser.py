@@ -36,13 +36,13 @@ class Config:
     patch: int = 32
     widths: tuple[int, int, int] = (64, 128, 192)
     heads: tuple[int, int, int] = (4, 4, 6)
-    directions: int = 32  # that every block can be written along, beside element by element
+    directions: int = 112  # that every block can be written along, beside element by element
     batch: int = 64  # concepts a step
     drawn: int | None = 6  # blocks of each, drawn anew for each step; None: all
     noisiest: float = 0.8  # share of blocks at the time that generation begins at
     paraphrases: int = 8  # ways to say each concept that are trained on, beside its own text
     text_dropout: float = 0.1  # share of concepts whose text is left out
-    steps: int = 480  # optimizer steps; may be changed on resuming
+    steps: int = 1_200  # optimizer steps; may be changed on resuming
     minutes: float | None = None
     lr: float = 1.5e-3
     warmup: int = 50
