@@ -153,7 +153,7 @@ def choose_block_rows(rows: int, replicas: int, asked: int | str, row_bytes: flo
     """Rows committed together: as asked, else at least four blocks a replica, between 8 and 512 rows and at most 64 MB of input."""
     if isinstance(asked, int):
         return max(1, asked)
-    by_bytes = int(64 * 2**20 / row_bytes) if row_bytes > 0 else 512
+    by_bytes = int(min(64 * 2**20 / row_bytes, 512)) if row_bytes > 0 else 512
     return max(1, min(max(8, min(math.ceil(rows / (4 * replicas)), 512)), max(1, by_bytes)))
 
 
