@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -72,6 +73,7 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Full logs and 
 def init(
     kind: Annotated[str, typer.Argument(help="What the job does, such as restore.")],
     mode: Annotated[str | None, typer.Option("--mode", help="The kind's variant; its first one where none is named.")] = None,
+    manifest: Annotated[str | None, typer.Option("--manifest", help="The rows; manifest.parquet where left out.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("job.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> int:
@@ -85,7 +87,10 @@ def init(
         raise JobFileError(str(error)) from error
     if output.exists() and not force:
         raise JobFileError(f"{output} exists; pass --force to write over it")
-    output.write_text(found.template)
+    content = found.template
+    if manifest is not None:
+        content = re.sub(r"^manifest: .*$", lambda _: f"manifest: {json.dumps(manifest, ensure_ascii=False)}", content, flags=re.MULTILINE)
+    output.write_text(content)
     out.print(f"{output} written; next: calotype check {output}", markup=False)
     return OK
 

@@ -212,8 +212,8 @@ def test_init_writes_a_job_file_that_loads(tmp_path: Path, call: Call) -> None:
     assert (code, f"calotype check {path}" in out) == (0, True)
     assert parse(yaml.safe_load(path.read_text())).kind == "restore"
     path.write_text("mine")
-    assert call("init", "restore", "-o", path, "--force")[0] == 0
-    assert path.read_text() != "mine"
+    assert call("init", "restore", "--manifest", "in/Müller: all.parquet", "-o", path, "--force")[0] == 0
+    assert parse(yaml.safe_load(path.read_text())).manifest.endswith("in/Müller: all.parquet")
 
 
 @pytest.mark.parametrize("command", ["models", "doctor"])
