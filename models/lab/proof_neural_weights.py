@@ -23,7 +23,7 @@ from models.lab.contact_sheet import write_contact_sheet
 from models.lab.curve_plot import write_curves
 from models.lab.generation_scores import picture
 from models.lab.races import Curve, Reached, Run, mean_curve, misses, ratio, reach
-from models.lab.translation_races import LORA, SCRATCH, Checks, Timing, Track, measure, race_loras, race_scratch
+from models.lab.translation_races import LORA, PREDICTED, SCRATCH, Checks, Timing, Track, measure, race_loras, race_scratch
 from models.lab.weight_starts import ARMS, Starts, trained_on
 from models.methods.weight_diffusion import Denoiser
 from models.metrics import bootstrap
@@ -189,7 +189,8 @@ def _curves(
 
             def run(arm: str = arm, seed: int = seed) -> list[Checks]:
                 start = starts.lora(arm, race.texts, seed)
-                return race_loras(race, start, seed=seed, steps=sizes.lora_steps, every=sizes.lora_every)
+                settings = LORA if arm in ("random", "mean") else PREDICTED
+                return race_loras(race, start, seed=seed, steps=sizes.lora_steps, every=sizes.lora_every, settings=settings)
 
             made = kept.checks(f"{arm} {seed}", run)
             found[arm] |= {(text, seed): checks.timed(timing.lora_step_s, ready) for text, checks in zip(race.texts, made, strict=True)}
@@ -262,7 +263,8 @@ def _about(timing: Timing, sizes: Sizes, concepts: Sequence[str]) -> str:
     return (
         f"{sizes.raced} of the 20 held-out concepts are raced, {sizes.seeds} seeds ({', '.join(sizes.timed)}; the other arms one); the denoiser saw "
         f"{len(concepts)} concepts. Batches of {LORA.batch}, {sizes.seen} portraits, {sizes.held} held out, checks every {sizes.lora_every} steps, "
-        f"{sizes.scratch_steps} steps from scratch (Adam {SCRATCH.lr}), {sizes.lora_steps} of a LoRA ({LORA.lr}).\n\n"
+        f"{sizes.scratch_steps} steps from scratch (Adam {SCRATCH.lr}), {sizes.lora_steps} of a LoRA ({LORA.lr}, "
+        f"from predicted weights {PREDICTED.lr}).\n\n"
         f"Median CPU seconds of one thread, by turns: a step of one LoRA {timing.lora_step_s:.3f}, a step from scratch {timing.scratch_step_s:.3f}, "
         f"generating, writing and loading one concept's weights {timing.generate_s:.3f}."
     )

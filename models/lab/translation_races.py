@@ -24,6 +24,7 @@ from models.training.translations import Pairs, Settings, Training, absolute_err
 
 FIRST_PORTRAIT = 1_500_000  # number of the first portrait: nothing was trained on it
 LORA = Settings(batch=8)
+PREDICTED = Settings(batch=8, lr=1e-2)  # from weights that are near already; both rates chosen on validation concepts (docs/log.md)
 SCRATCH = Settings(batch=8, lr=2e-3, eps=1e-8)
 
 Lora = Mapping[str, Tensor]
@@ -88,10 +89,10 @@ class Checks:
         return Curve(self.steps, tuple(preparation_s + at * step_s for at in self.steps), self.errors)
 
 
-def race_loras(track: Track, start: Lora, *, seed: int, steps: int, every: int) -> list[Checks]:
+def race_loras(track: Track, start: Lora, *, seed: int, steps: int, every: int, settings: Settings = LORA) -> list[Checks]:
     """The checks of every concept, from LoRAs (G,*shape); all draw alike from `seed`."""
     seeds = [seed] * len(track.concepts)
-    training, _ = lora_training(track.base, track.seen, start, seeds=seeds, settings=LORA)
+    training, _ = lora_training(track.base, track.seen, start, seeds=seeds, settings=settings)
     return _run(training, track.held, steps, every)
 
 
