@@ -1,7 +1,8 @@
 """Adapters and spaces as files: one person's weights or coefficients, and the authors' published space (spec section 4).
 
 An adapter's file is a standard PEFT LoRA that says in diffusers' own metadata which rank and scale it has, so that stock diffusers loads it alone
-(`unet.load_lora_adapter(file, prefix="base_model.model")`) and stock peft from the folder that `export_peft` writes.
+(`unet.load_lora_adapter(folder, weight_name=name, prefix="base_model.model")`; given the path in one piece it overlooks the scale) and stock peft
+from the folder that `export_peft` writes.
 Letters: n weights, k components, m models.
 """
 
