@@ -37,6 +37,7 @@ APPLIED = pa.schema([("applied", pa.list_(pa.binary()))])
 class FinetuneParams(translate.TrainingParams):
     """Job parameters."""
 
+    learning_rate: float = Field(1e-2, gt=0)  # as of a collection, at half its rate: weights that are near already would be thrown back
     max_epochs: int = Field(10, ge=1)  # over a row's pairs
     check_every: int = Field(5, ge=1)  # steps; a row ends at the first check where its target or its seconds are reached
     target_l1: float | None = Field(None, gt=0, le=1)  # of rows that name none
@@ -128,7 +129,7 @@ TEMPLATE = job_file(
     """
   max_epochs: 10               # over a row's pairs
   batch_size: 8                # pairs a step
-  learning_rate: 0.02
+  learning_rate: 0.01          # from generated weights; 0.02 where rows begin with nothing (lab/translator)
   check_every: 5               # steps; a row ends at the first check where its target is reached
   eval_fraction: 0.1           # of a row's pairs, at least 4: checked on, not trained on
   group_size: 16               # rows trained in one forward pass
