@@ -106,6 +106,7 @@ def run(work: Assignment, stop_event: threading.Event) -> None:
     if len(done):
         dataset = dataset.map_batches(cast(Any, left), fn_args=(done,), batch_size=None, batch_format="pyarrow")
     dataset = dataset.repartition(target_num_rows_per_block=work.block_rows, strict=True)
+    pools = sum(stage.pooled for stage in work.pipeline.stages)
     for stage in work.pipeline.stages:
         if stage.pooled:
             share = cpus_per_replica(work.resources, work.replicas, cpus)
@@ -114,7 +115,7 @@ def run(work: Assignment, stop_event: threading.Event) -> None:
                 fn_constructor_args=(stage, work.post(separate_process=True), max(1, int(share))),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=stage.cpus,
+                num_cpus=cpus_reserved(stage.cpus, cpus, work.replicas * pools),
                 num_gpus=gpus_per_replica(work.resources, stage, gpus),
                 compute=ActorPoolStrategy(min_size=1, max_size=work.replicas, initial_size=work.replicas),
             )
@@ -133,6 +134,11 @@ def run(work: Assignment, stop_event: threading.Event) -> None:
 def cpus_per_replica(resources: Resources, replicas: int, cpus: float) -> float:
     """Cores that one replica's model may use: as asked, else an equal share."""
     return resources.cpus_per_replica or max(1.0, cpus / replicas)
+
+
+def cpus_reserved(wanted: float, cpus: float, replicas: int) -> float:
+    """Cores that Ray keeps for one replica: as wanted, but one core of all stays free, else reading and decoding would wait for ever."""
+    return min(wanted, max(0.0, cpus - 1) / replicas)
 
 
 def gpus_per_replica(resources: Resources, stage: Stage, gpus: float) -> float:
