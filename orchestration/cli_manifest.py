@@ -235,7 +235,10 @@ def _people_of_job(place: str) -> Any:
     named = ["person_id"] if "person_id" in folder.planned().column_names else []
     rows = find_rows(folder, {}, [*named, "weights_uri"])
     people = [Person(row.get("person_id") or row["row_id"], row["weights_uri"]) for row in rows if row["status"] == "ok"]
-    return people, [Skipped(f"row {row['row_id']}", "failed") for row in rows if row["status"] != "ok"]
+    skipped = [Skipped(f"row {row['row_id']}", "failed") for row in rows if row["status"] != "ok"]
+    if not folder.finished:
+        skipped.append(Skipped(folder.uri, "is not finished; people who are still to come are not among the rows"))
+    return people, skipped
 
 
 def parse_seeds(text: str | None) -> list[int | None]:

@@ -117,3 +117,9 @@ function wordsOf(row) {
   const parts = review.shown.text.map((column) => (valuesOf(column) || [])[row]).filter((text) => text !== null && text !== undefined && text !== "");
   return parts.join(" → ");
 }
+
+/** Whose row it is, beside its id; empty where that says the same. */
+function groupOf(row) {
+  const group = rows.group[row];
+  return el("span", { class: "muted group" }, group === null || group === rows.row_id[row] ? "" : el("bdi", {}, group));
+}

@@ -18,7 +18,7 @@ function headline() {
   for (const note of verdict.notes) {
     $("notes").append(el("li", {}, note.filter ? el("button", { type: "button", class: "note", onclick: () => showNote(note.filter) }, note.text, el("span", { "aria-hidden": "true" }, " →")) : note.text));
   }
-  if (!verdict.notes.length && total) $("notes").append(el("li", { class: "muted" }, "Nothing stands out. The lowest scores are worth a look all the same."));
+  if (!verdict.notes.length && total) $("notes").append(el("li", { class: "muted" }, scores.length ? "Nothing stands out. The worst scores are worth a look all the same." : "Nothing stands out."));
   const all = counts.ok + counts.failed + counts.reused;
   if (total < all) $("notes").append(el("li", { class: "muted" }, `This page shows ${number.format(total)} of ${number.format(all)} rows: failed ones, the lowest and highest scores, and a sample. Its numbers are those of all rows.`));
 }
@@ -114,7 +114,7 @@ function smallCard(row) {
   const well = compare(row);
   well.tabIndex = 0;
   const open = () => { filters.ranges.clear(); Object.assign(filters, { text: "", status: "all", group: "", errorType: null }); refresh(); openDetail(view.indexOf(row)); };
-  return el("article", { class: "card small-card" }, well, references(row, 3), el("div", { class: "caption" }, el("button", { class: "row-id", type: "button", title: rows.row_id[row], onclick: open }, el("bdi", {}, rows.row_id[row])), el("div", { class: "line" }, el("span", { class: "muted group" }, rows.group[row] === null ? "" : el("bdi", {}, rows.group[row])), scoreLine(row))));
+  return el("article", { class: "card small-card" }, well, references(row, 3), el("div", { class: "caption" }, el("button", { class: "row-id", type: "button", title: rows.row_id[row], onclick: open }, el("bdi", {}, rows.row_id[row])), el("div", { class: "line" }, groupOf(row), scoreLine(row))));
 }
 
 function failures() {

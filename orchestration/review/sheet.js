@@ -32,7 +32,7 @@ function place(position) {
 }
 
 function card(position) {
-  const row = view[position], id = rows.row_id[row], group = rows.group[row];
+  const row = view[position], id = rows.row_id[row];
   const node = el("article", { class: rows.failed[row] ? "card is-failed" : "card", role: "listitem", "aria-posinset": position + 1, "aria-setsize": view.length });
   const well = compare(row);
   const open = el("button", { class: "row-id", type: "button", tabindex: "-1", title: id, "aria-label": `Open ${id}` }, el("bdi", {}, id));
@@ -43,7 +43,7 @@ function card(position) {
   if (hasReferences) node.append(references(row, Math.max(1, Math.floor((layout.width - 24) / 44))));
   if (hasStages) node.append(stages(row));
   if (hasWords) node.append(el("p", { class: "words small", title: wordsOf(row) }, el("bdi", {}, wordsOf(row))));
-  node.append(el("div", { class: "caption" }, open, el("div", { class: "line" }, el("span", { class: "muted group" }, group === null ? "" : el("bdi", {}, group)), rows.failed[row] ? el("span", { class: "bad" }, "failed") : scoreLine(row))));
+  node.append(el("div", { class: "caption" }, open, el("div", { class: "line" }, groupOf(row), rows.failed[row] ? el("span", { class: "bad" }, "failed") : scoreLine(row))));
   return node;
 }
 

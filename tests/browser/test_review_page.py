@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,13 @@ def test_the_headline_and_the_numbers_are_there(visit: Visit, page_path: str) ->
     expect(page.get_by_role("heading", level=1)).to_have_text("56 of 60 rows are done, 4 failed.")
     expect(page.locator("#count")).to_have_text("60 rows")
     expect(page.locator("#notes")).to_contain_text("3 rows failed with ImageBroken")
+
+
+def test_a_row_that_is_called_like_its_person_says_so_once_and_no_scores_are_none_to_look_at(visit: Visit, tmp_path: Path) -> None:
+    rows = [row("ada", person_id="ada"), row("bob-2", person_id="bob")]
+    page = visit(write_review(job_folder(tmp_path, rows), replace(SHOWN, scores=())))
+    assert page.locator("#sheet .group").all_inner_texts() == ["", "bob"]
+    expect(page.locator("#notes")).to_have_text("Nothing stands out.")
 
 
 def test_pictures_near_the_window_are_loaded_and_others_are_not(visit: Visit, page_path: str) -> None:

@@ -168,3 +168,6 @@ def test_people_of_a_weights_job_are_its_ok_rows_by_name_and_the_failed_ones_are
     made = pq.read_table(manifest).to_pylist()
     assert [row["person_id"] for row in made] == ["person a", "person c"]
     assert all(Path(row["start_weights_uri"]).is_file() for row in made)
+    (Path(done.uri) / "_SUCCESS").unlink()
+    again = CliRunner().invoke(app, ["manifest", "personalize", done.uri, "--prompts", lines, "-o", str(manifest), "--json"])
+    assert [why.partition(";")[0] for _, why in json.loads(again.stdout)["skipped"]] == ["failed", "is not finished"]
