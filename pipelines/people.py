@@ -139,6 +139,13 @@ def edits_of(row: Mapping[str, Any]) -> list[Edit]:
     return [Edit(edit["attribute"], edit["strength"]) for edit in row.get("edits") or ()]
 
 
+def moved(row: Mapping[str, Any]) -> str | None:
+    """A row's edits in words, such as `beard +2, glasses +1 from t = 700`; None where it has none."""
+    told = ", ".join(f"{edit['attribute']} {edit['strength']:+g}" for edit in row.get("edits") or ())
+    timestep = row.get("start_timestep")
+    return (told if timestep is None else f"{told} from t = {timestep}") if told else None
+
+
 def check_prompt(prompt: str | None, token: str) -> None:
     """Raises BadRow where a prompt does not name the person by the words that the adapters were trained with."""
     if not re.search(rf"(?<!\w){re.escape(token)}(?!\w)", prompt or "", re.IGNORECASE):

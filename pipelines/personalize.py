@@ -21,6 +21,7 @@ from pipelines.people import (
     check_edits,
     check_prompt,
     edits_of,
+    moved,
     person_file,
     resolve_space,
     start_of,
@@ -69,7 +70,8 @@ class PersonalizeParams(Params):
 def personalize(params: PersonalizeParams, context: Context) -> Pipeline:
     """One row is one prompt with one person; what comes back are `num_images` pictures."""
     limit = context.micro_batch or 32
-    written = pa.schema([*pictures.kept("image", context.media), *pictures.kept_list("images", context.media), ("seed", pa.int64())])
+    kept = [*pictures.kept("image", context.media), *pictures.kept_list("images", context.media)]
+    written = pa.schema([*kept, ("seed", pa.int64()), ("moved", pa.string())])
     return Pipeline(
         name="personalize",
         rows=ROWS,
@@ -89,7 +91,7 @@ def personalize(params: PersonalizeParams, context: Context) -> Pipeline:
             MapRows("encode", partial(encode, params, context), adds=written, drops=("made_pixels",)),
         ],
         outputs=written,
-        shown=Shown(before=None, after="image", others="images", group="person_id", text=["prompt"]),
+        shown=Shown(before=None, after="image", others="images", group="person_id", text=["prompt", "moved"]),
     )
 
 
@@ -143,7 +145,7 @@ def encode(params: PersonalizeParams, context: Context, row: Mapping[str, Any]) 
     keep = partial(pictures.keep, row_id=row["row_id"], context=context, format=params.format, generated=True)
     many = [pictures.to_pixels(data, params.image_size, params.image_size) for data in row["made_pixels"]]
     kept = [keep(pixels, "image", label=str(number) if number else "") for number, pixels in enumerate(many)]
-    return {**kept[0], **pictures.as_list(kept, "images"), "seed": row_seed(row, context.seed)}
+    return {**kept[0], **pictures.as_list(kept, "images"), "seed": row_seed(row, context.seed), "moved": moved(row)}
 
 
 def settle(params: PersonalizeParams, model: Model) -> PersonalizeParams:

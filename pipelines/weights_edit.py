@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines import pictures
 from pipelines.job_file import job_file
-from pipelines.people import EDITS, SPACE_IN_JOB_FILES, START, check_edits, edits_of, person_file, resolve_space, start_of
+from pipelines.people import EDITS, SPACE_IN_JOB_FILES, START, check_edits, edits_of, moved, person_file, resolve_space, start_of
 from pipelines.pipeline import Context, Kind, Pipeline, Shown
 from pipelines.rows import BadRow
 from pipelines.weights_models import MADE, ModelParams, facts, of_model, settings_of, settle, shown, write, written
@@ -96,8 +96,7 @@ def columns(params: EditParams, context: Context, made: Made) -> dict[str, Any]:
 
 
 def _write(params: EditParams, context: Context, row: Mapping[str, Any]) -> dict[str, Any]:
-    moved = ", ".join(f"{edit['attribute']} {edit['strength']:+g}" for edit in row["edits"])
-    return {**write(params.image_size, context, row), **shown(params.image_size, context, row, "start"), "moved": moved}
+    return {**write(params.image_size, context, row), **shown(params.image_size, context, row, "start"), "moved": moved(row)}
 
 
 TEMPLATE = job_file(

@@ -96,6 +96,7 @@ def test_people_as_files_and_as_coefficients_are_drawn_with_their_provenance(tmp
     assert verify(folder) == []
     found = rows_of(folder)
     pixels = {name: np.asarray(Image.open(Path(folder.uri) / columns["image_uri"])) for name, columns in found.items()}
+    assert [found[name]["moved"] for name in ("weights", "edited", "late")] == [None, "tall +3", "tall +3 from t = 0"]
     assert np.array_equal(pixels["late"], pixels["weights"])  # an edit that never begins
     assert not np.array_equal(pixels["edited"], pixels["weights"])
     assert not np.array_equal(pixels["file"], pixels["weights"])

@@ -18,7 +18,7 @@ from orchestration.folder import JobFolder
 from orchestration.job import parse
 from orchestration.run import run
 from pipelines import find_kind
-from pipelines.people import layout_of, resolve_space
+from pipelines.people import layout_of, moved, resolve_space
 from pipelines.pipeline import Accept
 from tests.pipelines.test_personalize import tiny_model
 from tests.pipelines.test_weights_identity import photograph
@@ -102,6 +102,13 @@ def test_an_edit_moves_a_person_by_its_strength_and_shows_both(tmp_path: Path, m
     assert (some - none).abs().max() > 1e-4
     pictures = {side: np.asarray(Image.open(Path(summary.folder) / found["none"][f"{side}_uri"])) for side in ("start", "tuned")}
     assert np.array_equal(pictures["start"], pictures["tuned"])
+
+
+def test_edits_are_told_in_words_with_their_sign_and_time() -> None:
+    edits = [{"attribute": "beard", "strength": 2.0}, {"attribute": "long hair", "strength": -0.5}]
+    assert moved({"edits": edits}) == "beard +2, long hair -0.5"
+    assert moved({"edits": edits[:1], "start_timestep": 700}) == "beard +2 from t = 700"
+    assert moved({"edits": None, "start_timestep": 700}) is None
 
 
 def test_edits_that_cannot_be_fail_alone(tmp_path: Path, model: Path) -> None:
