@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.lab.races import Curve
 
-COLOURS = ("#222222", "#d95f02", "#7570b3", "#1b9e77", "#a6761d", "#999999", "#e7298a")
+COLOURS = ("#222222", "#d95f02", "#7570b3", "#1b9e77", "#a6761d", "#999999", "#e7298a", "#1f78b4")
 
 
 def write_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], *, error: str, levels: Mapping[str, float] | None = None) -> None:
