@@ -28,7 +28,7 @@ def arms(studio: Studio, seen: Sequence[str], seen_mn: Tensor, unseen: Sequence[
     heads = ["space", "of standardised weights", "of raw weights", "attributes told", "like the person"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, space, m in spaces(studio.space, seen_mn):
-        p_mk, q_mk = (space.project(w)[:, : Config.direction_components] for w in (seen_mn[:m], unseen_mn))
+        p_mk, q_mk = space.project(seen_mn[:m])[:, : Config.direction_components], space.project(unseen_mn)
         told = with_attributes(space, p_mk, {one: y_m[:m] for one, y_m in seen_labels.items()}, ridge=Config.ridge)
         right = [accuracy(told, one, q_mk, y_m)["accuracy"] for one, y_m in unseen_labels.items()]
         again_mn = space.unproject(space.project(unseen_mn))
