@@ -31,9 +31,10 @@ class PhraseRegression:
     def fit(cls, texts: Sequence[str], values_CD: Tensor) -> PhraseRegression:
         """From C texts and their values."""
         y = values_CD.double()
-        errors = {each: _left_out(_kernel(texts, texts, each[0]), y, each[1]) for each in product(AGREEMENTS, PENALTIES)}
+        kernels = {agreement: _kernel(texts, texts, agreement) for agreement in AGREEMENTS}
+        errors = {each: _left_out(kernels[each[0]], y, each[1]) for each in product(AGREEMENTS, PENALTIES)}
         agreement, penalty = min(errors, key=lambda each: errors[each])
-        return cls(tuple(texts), _inverse(_kernel(texts, texts, agreement), penalty) @ y, agreement, penalty)
+        return cls(tuple(texts), _inverse(kernels[agreement], penalty) @ y, agreement, penalty)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(C,D) of C texts, fp32."""

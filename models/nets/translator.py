@@ -224,7 +224,7 @@ class Translator:
 
     def silence(self, count: int) -> Tensor:
         """Text states (count,T,D) that say nothing. Translators with a LoRA get these: what a base makes of words that it was not trained on is
-        arbitrary, every LoRA would have to undo it, and no text would tell how (docs/proofs/neural_weights.md)."""
+        arbitrary, every LoRA would have to undo it, and no text would tell how (docs/log.md)."""
         return torch.zeros(count, self.tokenizer.model_max_length, self.shape.text_width)
 
     def low_rank(self, lora: Mapping[str, Tensor]) -> dict[str, LowRank]:
