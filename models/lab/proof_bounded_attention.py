@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from models.bases import UNetBase
 from models.catalog import lab_path, read_card
 from models.lab.contact_sheet import write_contact_sheet
+from models.lab.gates import Gate, gate_table
 from models.lab.generation_scores import picture
 from models.lab.layout_scores import Arm, Asked, asked, attributes, mask_agreement, measure
 from models.methods.bounded_attention import BoundedAttention
@@ -39,15 +39,6 @@ SHOWN = {
     "shape": "right shape",
     "present": "any object",
 }
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A statement that must hold, and what was measured."""
-
-    claim: str
-    measured: str
-    holds: bool
 
 
 def prove(output: Path, data: Path | None, say: Callable[[str], None], weights: Path | None = None) -> bool:
@@ -95,9 +86,8 @@ def prove(output: Path, data: Path | None, say: Callable[[str], None], weights: 
         f"bounded {bootstrap(alone['bounded'])}.",
     ]
     for gate in gates:
-        say(f"{'holds' if gate.holds else 'DOES NOT HOLD'}: {gate.claim}: {gate.measured}")
-    rows = [f"| {gate.claim} | {gate.measured} | {'holds' if gate.holds else '**does not hold**'} |" for gate in gates]
-    (output / "report.md").write_text("\n\n".join(["\n".join(["| gate | measured | |", "|---|---|---|", *rows]), *sections]) + "\n")
+        say(str(gate))
+    (output / "report.md").write_text("\n\n".join([gate_table(gates), *sections]) + "\n")
     scores = {f"{name}: {score}": made.mean(score).mean for name, made in arms.items() for score in SHOWN}
     (output / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     _sheet(output / "scenes.png", prompts, arms)

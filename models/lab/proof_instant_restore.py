@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from models.catalog import lab_path
 from models.keys_values import References
 from models.lab.contact_sheet import write_contact_sheet
 from models.lab.damage import to_pil
+from models.lab.gates import Gate, gate_table
 from models.lab.judge import FaceJudge
 from models.lab.restoration_scores import Comparison, compare, restored
 from models.methods.instant_restore import InstantRestore, noisy_latents, reference_keys_values, restore_latents
@@ -31,15 +31,6 @@ from models.training.views import crop
 
 MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "gmsd": "GMSD (lower is better)", "identity": "face distance (lower is better)"}
 DRAWN_PEOPLE = 200
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A statement that must hold, and what was measured."""
-
-    claim: str
-    measured: str
-    holds: bool
 
 
 def prove(output: Path, data: Path | None, say: Callable[[str], None], weights: Path | None = None) -> bool:
@@ -57,10 +48,8 @@ def prove(output: Path, data: Path | None, say: Callable[[str], None], weights: 
         for part in (_real(method, data), _two_references(method, data, output), _old_faces(method, data, output)):
             gates, sections, scores = gates + part[0], sections + part[1], scores | part[2]
     for gate in gates:
-        say(f"{'holds' if gate.holds else 'DOES NOT HOLD'}: {gate.claim}: {gate.measured}")
-    rows = [f"| {gate.claim} | {gate.measured} | {'holds' if gate.holds else '**does not hold**'} |" for gate in gates]
-    table = ["| gate | measured | |", "|---|---|---|", *rows]
-    (output / "report.md").write_text("\n\n".join(["\n".join(table), *sections]) + "\n")
+        say(str(gate))
+    (output / "report.md").write_text("\n\n".join([gate_table(gates), *sections]) + "\n")
     (output / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     return all(gate.holds for gate in gates)
 

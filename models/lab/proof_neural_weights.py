@@ -21,6 +21,7 @@ from models.catalog import lab_path
 from models.lab.concepts import held_out_concepts
 from models.lab.contact_sheet import write_contact_sheet
 from models.lab.curve_plot import write_curves
+from models.lab.gates import Gate, gate_table
 from models.lab.generation_scores import picture
 from models.lab.races import Curve, Reached, Run, mean_curve, misses, ratio, reach
 from models.lab.translation_races import LORA, PREDICTED, SCRATCH, Checks, Timing, Track, measure, race_loras, race_scratch
@@ -57,15 +58,6 @@ class Sizes:
     shown: int = 6
 
 
-@dataclass(frozen=True)
-class Gate:
-    """A statement that must hold, and what was measured."""
-
-    claim: str
-    measured: str
-    holds: bool
-
-
 def prove(output: Path, data: Path | None, say: Callable[[str], None], folder: Path | None = None, sizes: Sizes | None = None) -> bool:
     """Measure, write report.md, scores.json, curves.png and starts.jpg to `output`, and tell `say` each gate; whether all hold.
 
@@ -93,11 +85,9 @@ def prove(output: Path, data: Path | None, say: Callable[[str], None], folder: P
     raced, sections = _raced(race, curves, sizes)
     gates = [*raced, *gates]
     for gate in gates:
-        say(f"{'holds' if gate.holds else 'DOES NOT HOLD'}: {gate.claim}: {gate.measured}")
+        say(str(gate))
     _draw(output, track, race, starts, curves, sizes)
-    table = ["| gate | measured | |", "|---|---|---|"]
-    table += [f"| {gate.claim} | {gate.measured} | {'holds' if gate.holds else '**does not hold**'} |" for gate in gates]
-    parts = ["\n".join(table), _about(timing, sizes, saw.concepts), _start_table(at_start), *sections]
+    parts = [gate_table(gates), _about(timing, sizes, saw.concepts), _start_table(at_start), *sections]
     (output / "report.md").write_text("\n\n".join(parts) + "\n")
     scores = {"timing": asdict(timing), "errors at step 0": {arm: [float(e) for e in errors] for arm, errors in at_start.items()}}
     (output / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")

@@ -19,6 +19,7 @@ from torchmetrics.functional.regression import spearman_corrcoef
 from models.catalog import lab_path
 from models.lab.contact_sheet import write_contact_sheet
 from models.lab.edit_scores import Edit, EditScores, noised_and_denoised, portrait_edits, run, scene_edits, score
+from models.lab.gates import Gate, gate_table
 from models.lab.generation_scores import picture, pixels
 from models.lab.world import UNSEEN, draw
 from models.methods.stable_flow import Result, StableFlow
@@ -47,15 +48,6 @@ class Sizes:
     real: int = 30  # drawn scenes
     steps: int = 10  # of generated sources and their edits
     real_steps: int = 20  # of inversions, where they are not what is measured
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A statement that must hold, and what was measured."""
-
-    claim: str
-    measured: str
-    holds: bool
 
 
 @dataclass(frozen=True)
@@ -96,11 +88,9 @@ def prove(output: Path, data: Path | None, say: Callable[[str], None], weights: 
     ):
         found = part()
         for gate in found[0]:
-            say(f"{'holds' if gate.holds else 'DOES NOT HOLD'}: {gate.claim}: {gate.measured}")
+            say(str(gate))
         gates, sections, scores = gates + found[0], sections + found[1], scores | found[2]
-    rows = [f"| {gate.claim} | {gate.measured} | {'holds' if gate.holds else '**does not hold**'} |" for gate in gates]
-    table = "\n".join(["| gate | measured | |", "|---|---|---|", *rows])
-    (output / "report.md").write_text("\n\n".join([table, *sections]) + "\n")
+    (output / "report.md").write_text("\n\n".join([gate_table(gates), *sections]) + "\n")
     (output / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     return all(gate.holds for gate in gates)
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from models.bases import UNetBase
 from models.catalog import lab_path, model_revision
+from models.lab.gates import Gate, gate_table
 from models.lab.proof_weights2weights_arms import arms
 from models.lab.proof_weights2weights_attributes import directions
 from models.lab.proof_weights2weights_inversion import inversion
 from models.lab.proof_weights2weights_samples import sampling, shuffled
-from models.lab.weights2weights_studio import Gate, Studio
+from models.lab.weights2weights_studio import Studio
 from models.methods.weights2weights_layout import Layout
 from models.methods.weights2weights_space import Space, fit_space
 from models.metrics import bootstrap
@@ -60,9 +61,8 @@ def prove(output: Path, data: Path | None, say: Callable[[str], None], weights: 
         gates += found
         sections.append(text)
         for gate in found:
-            say(f"{'holds' if gate.holds else 'DOES NOT HOLD'}: {gate.claim}: {gate.measured}")
-    rows = [f"| {gate.claim} | {gate.measured} | {'holds' if gate.holds else '**does not hold**'} |" for gate in gates]
-    (output / "report.md").write_text("\n\n".join(["\n".join(["| gate | measured | |", "|---|---|---|", *rows]), *sections]) + "\n")
+            say(str(gate))
+    (output / "report.md").write_text("\n\n".join([gate_table(gates), *sections]) + "\n")
     (output / "scores.json").write_text(json.dumps({gate.claim: [gate.measured, gate.holds] for gate in gates}, indent=1) + "\n")
     return all(gate.holds for gate in gates)
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from models.lab.gates import Gate
 from models.lab.proof_weights2weights_attributes import attribute_labels
-from models.lab.weights2weights_studio import Gate, Studio, numbers_of
+from models.lab.weights2weights_studio import Studio, numbers_of
 from models.methods.weights2weights_directions import with_attributes
 from models.methods.weights2weights_space import Space, fit_space
 from models.metrics import bootstrap

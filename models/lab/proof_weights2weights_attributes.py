@@ -14,8 +14,9 @@ from torch import Tensor
 from models.lab.contact_sheet import write_contact_sheet
 from models.lab.crowd import attributes as attributes_of
 from models.lab.crowd import person, person_id
+from models.lab.gates import Gate
 from models.lab.generation_scores import picture
-from models.lab.weights2weights_studio import READ, Gate, Studio, numbers_of
+from models.lab.weights2weights_studio import READ, Studio, numbers_of
 from models.methods.weights2weights_directions import Debias
 from models.metrics import bootstrap
 from models.recipes.identity_space import ATTRIBUTES, accuracy

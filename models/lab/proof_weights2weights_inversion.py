@@ -15,8 +15,9 @@ from torch import Tensor
 from models.lab.concepts import Concept
 from models.lab.contact_sheet import write_contact_sheet
 from models.lab.crowd import person, pictures
+from models.lab.gates import Gate
 from models.lab.generation_scores import picture, pixels
-from models.lab.weights2weights_studio import PROMPT, Gate, Studio, numbers_of
+from models.lab.weights2weights_studio import PROMPT, Studio, numbers_of
 from models.methods.weights2weights_inversion import Inversion, Request, Settings
 from models.metrics import bootstrap
 from models.nets.reader import HEADS

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from models.lab.contact_sheet import write_contact_sheet
+from models.lab.gates import Gate
 from models.lab.generation_scores import picture
-from models.lab.weights2weights_studio import Gate, Studio
+from models.lab.weights2weights_studio import Studio
 from models.metrics import bootstrap
 from models.training.loop import keyed
 

@@ -6,7 +6,6 @@ Letters: m models, n weights, B pictures, D dimensions of a face.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,15 +32,6 @@ READ = {
 }
 """Attributes that are edited -> what the reader looks for: attribute and value."""
 ROWS_A_CALL = 64
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A statement that must hold, and what was measured."""
-
-    claim: str
-    measured: str
-    holds: bool
 
 
 class Studio:
