@@ -76,12 +76,15 @@ class Denoiser:
     @torch.inference_mode()
     def generate(self, text_CTD: Tensor, seeds: Sequence[int], num_steps: int = 1) -> Tensor:
         """Blocks (C,N,E) in the weights' own units, of C concepts' text states; the noise of each from its own seed."""
-        C, (N, E) = len(seeds), self.mean.shape
-        noise = [torch.randn(N, E, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        w_CNE = torch.stack(noise).to(text_CTD.device)
+        noise = [torch.randn(self.mean.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return self.denoised(text_CTD, torch.stack(noise).to(text_CTD.device), num_steps)
+
+    def denoised(self, text_CTD: Tensor, noise_CNE: Tensor, num_steps: int = 1) -> Tensor:
+        """The same from given noise, differentiable in the network."""
+        C, N, _ = noise_CNE.shape
         index_CN = torch.arange(N, device=text_CTD.device).expand(C, N)
-        mask_NE = self.layout.mask.to(w_CNE)
-        diffusion = scheduler(self.prediction)
+        mask_NE = self.layout.mask.to(noise_CNE)
+        diffusion, w_CNE = scheduler(self.prediction), noise_CNE
         diffusion.set_timesteps(num_steps)
         for t in diffusion.timesteps:
             predicted = self.network(w_CNE * mask_NE, t.expand(C, N).to(w_CNE.device), index_CN, text_CTD)

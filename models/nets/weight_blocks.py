@@ -50,6 +50,7 @@ class Layout:
         return sum(prod(shape) for _name, shape in self.tensors)
 
     @cached_property
+    @torch.inference_mode(False)  # kept, and perhaps first asked for while generating; training must be able to use it afterwards
     def places(self) -> Tensor:
         """(D,) int64: where each element, tensors in order, stands in the N * E elements of the blocks."""
         if self.grouping == "shuffled":
@@ -69,6 +70,7 @@ class Layout:
         return int(self.places.max()) // self.block_size + 1
 
     @cached_property
+    @torch.inference_mode(False)
     def mask(self) -> Tensor:
         """(N,E) bool: which elements of the blocks are weights, not padding."""
         mask = torch.zeros(self.blocks * self.block_size, dtype=torch.bool)

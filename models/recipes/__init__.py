@@ -12,5 +12,6 @@ RECIPES: dict[str, str] = {
     "translator": "models.recipes.translator",
     "identity_space": "models.recipes.identity_space",
     "weight_denoiser": "models.recipes.weight_denoiser",
+    "weight_tuning": "models.recipes.weight_tuning",
 }
 """Name -> module."""
