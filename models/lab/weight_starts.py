@@ -16,7 +16,7 @@ from models.methods.neural_weights import NeuralWeights, Request
 from models.methods.weight_diffusion import Denoiser
 from models.nets.translator import Translator
 from models.nets.weight_blocks import concatenated
-from models.training.weight_denoising import Collection, read_collection
+from models.training.weight_denoising import Collection
 
 ARMS: Mapping[str, str] = {
     "random": "base + a LoRA as all trainings begin with it: it changes nothing yet",
@@ -76,14 +76,13 @@ def regressed(
     return layout.from_blocks(made * denoiser.std + denoiser.mean)
 
 
-def trained_on(folder: Path, data: Path, base: Translator) -> Collection:
-    """The weights of the concepts that a denoiser's folder says it saw. Raises ValueError where `data` has not all of them."""
+def trained_on(folder: Path, collection: Collection) -> Collection:
+    """The weights of the concepts that a denoiser's folder says it saw. Raises ValueError where the collection has not all of them."""
     saw = (folder / "concepts.txt").read_text().splitlines()
-    collection = read_collection(data, base.base_hash)
     at = {concept: i for i, concept in enumerate(collection.concepts)}
     if missing := [concept for concept in saw if concept not in at]:
         raise ValueError(
-            f"{data} lacks {len(missing)} of the {len(saw)} concepts that {folder.name} was trained on; name the job that it learned from"
+            f"--data lacks {len(missing)} of the {len(saw)} concepts that {folder.name} was trained on; name the job that it learned from"
         )
     with torch.no_grad():
         return collection.take([at[concept] for concept in saw])

@@ -17,6 +17,7 @@ from models.methods.weight_diffusion import Denoiser
 from models.nets.translator import Translator
 from models.nets.weight_blocks import concatenated
 from models.recipes import weight_denoiser
+from models.training.weight_denoising import read_collection
 from tests.models.methods.tiny_neural_weights import tiny_translator
 
 SMALL = Sizes(raced=2, seeds=2, seen=8, held=4, scratch_steps=4, lora_steps=4, scratch_every=2, lora_every=2, no_index_steps=2, shown=2)
@@ -77,7 +78,7 @@ def test_a_proof_without_its_job_or_with_another_is_refused(job: Path, tmp_path:
 
 def test_arms_begin_where_they_say(job: Path, track: Track) -> None:
     base, denoiser = track.base, Denoiser.load(job / "weight-denoiser")
-    starts = Starts(base, denoiser, trained_on(job / "weight-denoiser", job / "job", base), denoiser)
+    starts = Starts(base, denoiser, trained_on(job / "weight-denoiser", read_collection(job / "job", base.base_hash)), denoiser)
     texts = track.texts
     assert torch.equal(track.errors(starts.lora("random", texts, 0)), track.errors(concatenated([base.start_lora()] * 2)))
     mean = starts.lora("mean", texts, 0)
