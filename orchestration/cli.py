@@ -308,6 +308,7 @@ def train(
     """Train a model by its recipe; the same command goes on where it stopped."""
     from orchestration.prove import train_recipe
 
+    logging.getLogger("models").setLevel(logging.INFO)  # steps and losses: a training takes minutes to hours
     train_recipe(recipe, output, data, sets or [], out.print)
     return OK
 

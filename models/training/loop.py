@@ -120,7 +120,7 @@ def fit(
         out_of_time = cfg.minutes is not None and seconds > 60 * cfg.minutes
         if step % 50 == 0:
             told = " ".join(f"{name}={fact:.4f}" for name, fact in facts.items())
-            logger.info("step=%d s=%.0f loss=%.4f %s", step, seconds, float(value.detach()), told)
+            logger.info("step=%d of=%d s=%.0f loss=%.4f %s", step, cfg.steps, seconds, float(value.detach()), told)
         if step % cfg.save_every == 0 or step == cfg.steps or out_of_time:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values, "step": step}
             save_checkpoint(out / "checkpoint.pt", state, cfg)
