@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from orchestration.job import JobFileError
 
@@ -47,15 +48,16 @@ def train_recipe(recipe: str, output: Path, data: Path | None, sets: Sequence[st
         raise JobFileError(f"{recipe} is no recipe; recipes are {', '.join(sorted(RECIPES))}")
     module = import_module(RECIPES[name])
     known = {f.name for f in fields(module.Config)}
-    values: dict[str, Any] = {"data": data} if data is not None and "data" in known else {}
+    values: dict[str, Any] = {"data": str(data)} if data is not None and "data" in known else {}
     for item in sets:
         key, found, value = item.partition("=")
         if not found or key not in known:
             raise JobFileError(f"--set {item}: write key=value; {recipe} knows {', '.join(sorted(known))}")
         values[key] = yaml.safe_load(value)
     try:
-        config = module.Config(**values)
-    except TypeError as error:
-        raise JobFileError(f"{recipe}: {error}; --data DIR names the folder of photographs") from error
+        config = TypeAdapter(module.Config).validate_python(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise JobFileError(f"{recipe}: {wrong}; --data FOLDER names what is trained on, --set key=value all else") from error
     say(f"training {recipe} into {output}; the same command goes on where it stops")
     module.train(config, output)
