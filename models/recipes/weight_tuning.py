@@ -95,9 +95,11 @@ def source_of(cfg: Config, base: Translator) -> tuple[Draw, Sequence[str]]:
     """What draws pairs, and the concepts that it can draw them of."""
     if cfg.data is not None:
         given = read_pairs(cfg.data, base.shape.image_size)
-        return lambda concept, count, generator: given[concept].take(0, _some(given[concept].targets.shape[1], count, generator)), list(
-            given
-        )
+
+        def take(concept: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return given[concept].take(0, _some(given[concept].targets.shape[1], count, generator))
+
+        return take, list(given)
     drawn = drawn_portraits(cfg.portraits, base.shape.image_size, FIRST_PORTRAIT)
 
     def draw(concept: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,9 @@ def read_pairs(folder: Path, side: int) -> dict[str, Pairs]:
             sides = (torch.stack([_square(files[name], side) for name in both])[None] for files in (inputs, targets))
             found[concept.name] = Pairs(*sides)
     if not found:
-        raise ValueError(f"{folder} holds no pairs; --data takes a folder CONCEPT/input and CONCEPT/target with files of the same names")
+        raise ValueError(
+            f"{folder} holds no pairs; --data (or CALOTYPE_DATA, where it is set) takes a folder CONCEPT/input and CONCEPT/target with files of the same names"
+        )
     return found
 
 
