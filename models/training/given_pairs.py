@@ -26,7 +26,7 @@ def read_pairs(folder: Path, side: int) -> dict[str, Pairs]:
             found[concept.name] = Pairs(*sides)
     if not found:
         raise ValueError(
-            f"{folder} holds no pairs; --data (or CALOTYPE_DATA, where it is set) takes a folder CONCEPT/input and CONCEPT/target with files of the same names"
+            f"{folder} holds no pairs; --data (or CALOTYPE_DATA) takes a folder of CONCEPT/input and CONCEPT/target, files of the same names"
         )
     return found
 
