@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 NEWEST = "newest"
-"""The alias of the version that was registered last. Any other one is the reviewer's to give, such as `production`."""
+"""The alias of the version that was registered last; `newest-MODE`, such as `newest-identity`, of the last one that a job of that mode made.
+Any other one is the reviewer's to give, such as `production`."""
 
 _URI = re.compile(r"models:/(?P<family>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))$")
 
@@ -28,7 +29,7 @@ class NotRegistered(ValueError):
 def register(client: MlflowClient, run_id: str, family: str, folder: JobFolder, facts: dict[str, Any]) -> str:
     """Make the job of a run a version of `family`; returns its number. A job that is one already keeps it, with new `facts`.
 
-    `facts` become tags and the content of weights/index.json: files, failed, model and the like.
+    `facts` become tags and the content of weights/index.json: `kind`, `files`, `failed`, `model`, which also make its description.
     """
     from mlflow.exceptions import MlflowException
 
@@ -41,10 +42,15 @@ def register(client: MlflowClient, run_id: str, family: str, folder: JobFolder, 
         client.create_registered_model(family, description=f"Weights that calotype jobs made: {family}. A version is a job, not a file.")
     mine = [v for v in client.search_model_versions(f"name='{family}'") if v.run_id == run_id]
     made = mine[0] if mine else client.create_model_version(family, f"runs:/{run_id}/weights", run_id=run_id)
+    failed = f", {facts['failed']} failed" if facts["failed"] else ""
+    client.update_model_version(
+        family, str(made.version), f"{facts['kind']} with {facts['model']}: {facts['files']} files{failed}, in {folder.uri}"
+    )
     for key, value in {"folder": folder.uri, **facts}.items():
         client.set_model_version_tag(family, str(made.version), f"calotype.{key}", str(value))
     if not mine:
-        client.set_registered_model_alias(family, NEWEST, str(made.version))
+        for alias in (NEWEST, f"{NEWEST}-{facts['kind'].rpartition('/')[2]}"):
+            client.set_registered_model_alias(family, alias, str(made.version))
     return str(made.version)
 
 

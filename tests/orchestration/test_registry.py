@@ -41,6 +41,17 @@ def test_each_job_is_a_version_of_its_family_and_the_newest_has_the_alias(tmp_pa
     assert versions[0].source == f"runs:/{run.run_id}/weights"
     assert resolve(f"models:/translators@{NEWEST}", store) == second.folder.uri
     assert resolve("models:/translators/1", store) == first.folder.uri
+    assert versions[0].description == f"restore with {versions[0].tags['calotype.model']}: 7 files, 1 failed, in {first.folder.uri}"
+
+
+def test_the_newest_of_a_mode_stays_when_a_job_of_another_is_registered(tmp_path: Path, store: str) -> None:
+    made, edited = (night(tmp_path / name, rows=8, failing=8) for name in ("made", "edited"))
+    for job, mode in ((made, "identity"), (edited, "edit")):
+        job.job["spec"] |= {"kind": "weights", "mode": mode}
+        finish(job, store)
+    assert resolve("models:/translators@newest-identity", store) == made.folder.uri
+    assert resolve("models:/translators@newest-edit", store) == edited.folder.uri
+    assert resolve(f"models:/translators@{NEWEST}", store) == edited.folder.uri
 
 
 def test_finishing_again_makes_no_second_version(tmp_path: Path, store: str) -> None:
