@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def main() -> None:
     from orchestration.schedule.cron import ScheduleError
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for every part of a model that is loaded, beside the job's own
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:
