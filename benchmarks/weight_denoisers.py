@@ -28,7 +28,7 @@ from models.nets.translator import Translator
 from models.recipes import weight_denoiser
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "as shipped": {},
+    "as the recipe has it": {},
     "50 concepts": {"concepts": 50},
     "150 concepts": {"concepts": 150},
     "300 concepts": {"concepts": 300},
