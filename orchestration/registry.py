@@ -29,7 +29,7 @@ class NotRegistered(ValueError):
 def register(client: MlflowClient, run_id: str, family: str, folder: JobFolder, facts: dict[str, Any]) -> str:
     """Make the job of a run a version of `family`; returns its number. A job that is one already keeps it, with new `facts`.
 
-    `facts` become tags and the content of weights/index.json: `kind`, `files`, `failed`, `model`, which also make its description.
+    `facts` become tags and the content of weights/index.json: `kind`, `model`, which also make a new version's description, `files` and `failed`.
     """
     from mlflow.exceptions import MlflowException
 
@@ -41,11 +41,8 @@ def register(client: MlflowClient, run_id: str, family: str, folder: JobFolder, 
     except MlflowException:
         client.create_registered_model(family, description=f"Weights that calotype jobs made: {family}. A version is a job, not a file.")
     mine = [v for v in client.search_model_versions(f"name='{family}'") if v.run_id == run_id]
-    made = mine[0] if mine else client.create_model_version(family, f"runs:/{run_id}/weights", run_id=run_id)
-    failed = f", {facts['failed']} failed" if facts["failed"] else ""
-    client.update_model_version(
-        family, str(made.version), f"{facts['kind']} with {facts['model']}: {facts['files']} files{failed}, in {folder.uri}"
-    )
+    said = f"{facts['kind']} with {facts['model']}, in {folder.uri}"  # once: a reviewer may write something else; what may change are tags
+    made = mine[0] if mine else client.create_model_version(family, f"runs:/{run_id}/weights", run_id=run_id, description=said)
     for key, value in {"folder": folder.uri, **facts}.items():
         client.set_model_version_tag(family, str(made.version), f"calotype.{key}", str(value))
     if not mine:
