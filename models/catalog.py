@@ -61,6 +61,11 @@ def lab_path(name: str) -> Path:
     raise ModelNotFound(f"There is no lab model {name!r}. {_available()}")
 
 
+def named_folder(name: str) -> Path:
+    """Folder of a model that a setting names: a lab model as lab/translator, anything else as a path. Raises ModelNotFound for an unknown lab model."""
+    return lab_path(name) if name.startswith("lab/") else Path(name)
+
+
 def model_revision(path: Path) -> str:
     """sha256 of a model's files by name and content, as hex: a folder's in order of name, or a single file's. Raises ModelNotFound.
 

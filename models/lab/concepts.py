@@ -113,9 +113,14 @@ def held_out_concepts() -> list[Concept]:
     return _shuffled()[:HELD_OUT]
 
 
-def training_concepts(count: int) -> list[Concept]:
-    """The first `count` training combinations; more hold all those of fewer. Every ten have every tone once. Raises ValueError beyond 1,230."""
+def training_concepts(count: int | None = None) -> list[Concept]:
+    """The first `count` training combinations, or all 1,230; more hold all those of fewer. Every ten have every tone once.
+
+    Raises ValueError beyond 1,230.
+    """
     left = _shuffled()[HELD_OUT:]
+    if count is None:
+        return left
     if not 0 < count <= len(left):
         raise ValueError(f"There are {len(left)} training concepts, not {count}; ask for 1 to {len(left)}.")
     return left[:count]

@@ -80,7 +80,7 @@ class Denoiser:
         return self.denoised(text_CTD, torch.stack(noise).to(text_CTD.device), num_steps)
 
     def denoised(self, text_CTD: Tensor, noise_CNE: Tensor, num_steps: int = 1) -> Tensor:
-        """The same from noise (C,N,E) that is given, and differentiable in the network."""
+        """Blocks (C,N,E) in the weights' own units from noise (C,N,E), of text states (C,T,D); differentiable in the network."""
         C, N, _ = noise_CNE.shape
         index_CN = torch.arange(N, device=text_CTD.device).expand(C, N)
         mask_NE = self.layout.mask.to(noise_CNE)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.bases import UNetBase
-from models.catalog import lab_path, model_revision
+from models.catalog import model_revision, named_folder
 from models.lab.crowd import read_people as read_table
 from models.methods.weights2weights_directions import score, with_attributes
 from models.methods.weights2weights_layout import Layout
@@ -52,7 +52,7 @@ class Config:
 
 def train(cfg: Config, out: Path) -> None:
     """Fit in one go and write out/identity-space. Raises ValueError where the job or the table does not fit."""
-    folder = lab_path(cfg.base) if cfg.base.startswith("lab/") else Path(cfg.base)
+    folder = named_folder(cfg.base)
     base = UNetBase.load(folder, device="cpu", dtype=torch.float32)
     layout = Layout.of(base.unet, base_hash=model_revision(folder / "unet"))
     people = read_people(cfg.data, layout)

@@ -114,13 +114,13 @@ def pictures(cfg: Config) -> tuple[Tensor, Tensor]:
 def known(cfg: Config) -> list[Concept]:
     """The edits that the base sees: the first training concepts of the first tones."""
     tones = list(TONES)[: cfg.tones]
-    return [concept for concept in training_concepts(1_230) if concept.tone in tones][: cfg.concepts]
+    return [concept for concept in training_concepts() if concept.tone in tones][: cfg.concepts]
 
 
 def train(cfg: Config, out: Path) -> None:
     """Train until `cfg.steps` (or `cfg.minutes`), resuming from out/checkpoint.pt; then write out/translator."""
     seen, kept = pictures(cfg)
-    concepts, everything = known(cfg), training_concepts(1_230)
+    concepts, everything = known(cfg), training_concepts()
     keys = [list(names) for names in PARTS]
     tokenizer: Any = word_tokenizer(words(), MAX_TOKENS)
     with torch.random.fork_rng(devices=[]):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.bases import FlowBase
-from models.catalog import is_lab, lab_path
+from models.catalog import is_lab, lab_path, named_folder
 from models.lab.captions import caption
 from models.lab.world import UNSEEN, subject
 from models.methods.flow_layers import layer_count, skipped_layers
@@ -58,7 +58,7 @@ class Config:
 
 def train(cfg: Config, out: Path) -> None:
     """Score all layers, going on from out/vital-layers.checkpoint.pt; then write out/vital_layers.json. Raises ValueError saying what to do."""
-    folder = lab_path(cfg.base) if cfg.base.startswith("lab/") else Path(cfg.base)
+    folder = named_folder(cfg.base)
     lab = is_lab(folder)
     prompts = read_prompts(cfg, lab)
     features = PatchFeatures.load(_similarity_folder(cfg, lab))
@@ -157,7 +157,7 @@ def world_prompts(count: int, first: int = UNSEEN) -> list[str]:
 
 def _similarity_folder(cfg: Config, lab: bool) -> Path:
     if cfg.similarity is not None:
-        return lab_path(cfg.similarity) if cfg.similarity.startswith("lab/") else Path(cfg.similarity)
+        return named_folder(cfg.similarity)
     if lab:
         return lab_path("towers")
     raise ValueError(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.catalog import lab_path
+from models.catalog import named_folder
 from models.lab.concepts import UnknownConcept, find_concept
 from models.methods.weight_diffusion import Denoiser, Prediction
 from models.nets.translator import Translator
@@ -73,7 +73,7 @@ def train(cfg: Config, out: Path) -> None:
 
     Raises ValueError where `data` holds no LoRAs, ForeignBase where they are another translator's.
     """
-    folder = lab_path(cfg.translator) if cfg.translator.startswith("lab/") else Path(cfg.translator)
+    folder = named_folder(cfg.translator)
     base = Translator.load(folder)
     data = prepare(cfg, base)
     network = build(cfg, data)
@@ -113,8 +113,7 @@ def prepare(cfg: Config, base: Translator) -> Prepared:
     blocks = layout.to_blocks(rest.lora)
     mean, std = normalisation(blocks, layout.mask)
     with torch.inference_mode():
-        ways = [way for concept in rest.concepts for way in ways_to_say(concept, cfg.paraphrases, cfg.seed)]
-        text = base.encode_text(ways).unflatten(0, (len(rest.concepts), -1))
+        text = text_states(base, rest.concepts, cfg.paraphrases, cfg.seed)
         held_text = base.encode_text(held.concepts)
     return Prepared(
         layout=layout, concepts=rest.concepts, blocks=(blocks - mean) / std, text=text.clone(),
@@ -129,6 +128,12 @@ def ways_to_say(concept: str, count: int, seed: int) -> list[str]:
     except UnknownConcept:
         return [concept] * (1 + count)
     return [concept, *(known.paraphrase(keyed(seed, number, concept)) for number in range(count))]
+
+
+def text_states(base: Translator, concepts: Sequence[str], paraphrases: int, seed: int) -> Tensor:
+    """(C,K,T,D) of every way to say each of C concepts, its own text first. Raises UnknownWords."""
+    ways = [way for concept in concepts for way in ways_to_say(concept, paraphrases, seed)]
+    return base.encode_text(ways).unflatten(0, (len(concepts), -1))
 
 
 def build(cfg: Config, data: Prepared) -> WeightDenoiser:

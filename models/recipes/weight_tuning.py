@@ -17,23 +17,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.catalog import lab_path
+from models.catalog import named_folder
 from models.lab.concepts import find_concept, training_concepts
-from models.low_rank import attached
 from models.methods.neural_weights import check_base
 from models.methods.weight_diffusion import Denoiser
 from models.nets.translator import Translator
-from models.recipes.weight_denoiser import ways_to_say
+from models.recipes.weight_denoiser import text_states
 from models.training.given_pairs import read_pairs
 from models.training.loop import fit, keyed
 from models.training.pictures import drawn_portraits
-from models.training.translations import Pairs, absolute_errors
+from models.training.translations import Pairs, absolute_errors, translated
 
 logger = logging.getLogger(__name__)
 
 FIRST_PORTRAIT = 3_000_000  # number of the first portrait: proofs use others
 VALIDATION_PORTRAITS = 32
-ALL_TRAINING = 1_230  # concepts of the lab's family that are not held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def train(cfg: Config, out: Path) -> None:
 
     Raises ModelNotFound, ForeignBase where start and base do not belong together, ValueError where there are no pairs of a concept.
     """
-    folder, below = (lab_path(name) if name.startswith("lab/") else Path(name) for name in (cfg.start, cfg.translator))
+    folder, below = named_folder(cfg.start), named_folder(cfg.translator)
     base, denoiser = Translator.load(below), Denoiser.load(folder)
     check_base(denoiser, base)
     saw = (folder / "concepts.txt").read_text().splitlines()
@@ -77,7 +75,7 @@ def train(cfg: Config, out: Path) -> None:
     unseen = [concept for concept in known if concept not in set(saw)][: cfg.validation]
     before = error(base, denoiser, unseen, draw) if unseen else None
     network = denoiser.network.train().requires_grad_(True)
-    text_CKTD = said(cfg, base, saw)
+    text_CKTD = text_states(base, saw, cfg.paraphrases, cfg.seed)
     steps = fit(network, lambda step: loss(cfg, base, denoiser, saw, text_CKTD, draw, step), cfg, out)
     network.eval().requires_grad_(False)
     measured = {"error_before": before, "error": error(base, denoiser, unseen, draw)} if unseen else {}
@@ -104,15 +102,9 @@ def source_of(cfg: Config, base: Translator) -> tuple[Draw, Sequence[str]]:
 
     def draw(concept: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         sources = drawn[_some(len(drawn), count, generator)].float() / 127.5 - 1
-        return sources, find_concept(concept).apply(sources).clamp(-1, 1)
+        return sources, find_concept(concept).apply(sources)
 
-    return draw, [concept.text for concept in training_concepts(ALL_TRAINING)]
-
-
-def said(cfg: Config, base: Translator, concepts: Sequence[str]) -> Tensor:
-    """(C,K,T,D) text states of all ways to say each concept."""
-    ways = [way for concept in concepts for way in ways_to_say(concept, cfg.paraphrases, cfg.seed)]
-    return base.encode_text(ways).unflatten(0, (len(concepts), -1))
+    return draw, [concept.text for concept in training_concepts()]
 
 
 def loss(
@@ -125,16 +117,13 @@ def loss(
     noise_cNE = torch.randn(cfg.concepts, *denoiser.mean.shape, generator=generator)
     drawn = [draw(concepts[int(i)], cfg.pairs, generator) for i in at]
     sources, targets = (torch.stack(side) for side in zip(*drawn, strict=True))
-    made = translated(base, denoiser, denoiser.denoised(text_CKTD[at, way], noise_cNE), sources)
+    made = generated(base, denoiser, denoiser.denoised(text_CKTD[at, way], noise_cNE), sources)
     return (made - targets).abs().mean() / 2, {}
 
 
-def translated(base: Translator, denoiser: Denoiser, blocks_cNE: Tensor, sources_cb3SS: Tensor) -> Tensor:
-    """(c,b,3,S,S): each concept's pictures through the base with its LoRA, differentiable in the blocks."""
-    c, b = sources_cb3SS.shape[:2]
-    adapters = base.low_rank(denoiser.layout.from_blocks(blocks_cNE))
-    with attached(base.generator, adapters, torch.arange(c).repeat_interleave(b)):
-        return base.generator(sources_cb3SS.flatten(0, 1), base.silence(c * b)).unflatten(0, (c, b))
+def generated(base: Translator, denoiser: Denoiser, blocks_cNE: Tensor, sources_cb3SS: Tensor) -> Tensor:
+    """(c,b,3,S,S): each concept's pictures, [-1, 1], through the base with the LoRA of its blocks; differentiable in the blocks."""
+    return translated(base, denoiser.layout.from_blocks(blocks_cNE), sources_cb3SS, base.silence(len(blocks_cNE)))
 
 
 @torch.no_grad()
@@ -142,7 +131,7 @@ def error(base: Translator, denoiser: Denoiser, concepts: Sequence[str], draw: D
     """Mean absolute error over changed pixels, 0 to 1, of these concepts' generated weights before any step of theirs."""
     sources, targets = zip(*(draw(concept, VALIDATION_PORTRAITS, keyed(0, 0, concept)) for concept in concepts), strict=True)
     blocks_cNE = denoiser.generate(base.encode_text(concepts), range(len(concepts)))
-    made = translated(base, denoiser, blocks_cNE, torch.stack(sources)).clamp(-1, 1)
+    made = generated(base, denoiser, blocks_cNE, torch.stack(sources)).clamp(-1, 1)
     return round(float(absolute_errors(made, Pairs(torch.stack(sources), torch.stack(targets)), changed_only=True).mean()), 4)
 
 

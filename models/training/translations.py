@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -139,19 +140,21 @@ def lora_training(
     """
     lora = {name: start[name].detach().clone().requires_grad_(True) for name, _shape in base.lora_layout}
 
-    def forward(sources_Gb3SS: Tensor, text_GTD: Tensor) -> Tensor:
-        G, b = sources_Gb3SS.shape[:2]
-        with attached(base.generator, base.low_rank(lora), torch.arange(G).repeat_interleave(b)):
-            made = base.generator(sources_Gb3SS.flatten(0, 1), text_GTD.repeat_interleave(b, dim=0))
-        return made.unflatten(0, (G, b))
-
     count = len(pairs.targets)
     text = base.silence(count) if text_GTD is None else text_GTD
     given = settings or Settings()
     sides = [[value for name, value in lora.items() if name.endswith(side)] for side in ("lora_A", "lora_B")]
     parameters = [(given.down_rate, sides[0]), (1.0, sides[1])]
-    training = Training(forward, parameters, base.discriminator, text, pairs, seeds or [0] * count, given)
+    training = Training(partial(translated, base, lora), parameters, base.discriminator, text, pairs, seeds or [0] * count, given)
     return training, lora
+
+
+def translated(base: Translator, lora: Mapping[str, Tensor], sources_Gb3SS: Tensor, text_GTD: Tensor) -> Tensor:
+    """(G,b,3,S,S): pictures of G concepts, [-1, 1], each through the base with its own LoRA (G,*shape); differentiable in the LoRA."""
+    G, b = sources_Gb3SS.shape[:2]
+    with attached(base.generator, base.low_rank(lora), torch.arange(G).repeat_interleave(b)):
+        made = base.generator(sources_Gb3SS.flatten(0, 1), text_GTD.repeat_interleave(b, dim=0))
+    return made.unflatten(0, (G, b))
 
 
 def scratch_training(base: Translator, pairs: Pairs, *, seed: int = 0, settings: Settings | None = None) -> Training:

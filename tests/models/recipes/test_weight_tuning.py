@@ -20,7 +20,7 @@ from models.recipes.weight_tuning import Config, error, source_of, train
 from models.training.given_pairs import read_pairs
 from tests.models.methods.tiny_neural_weights import tiny_model, tiny_translator
 
-CONCEPTS = [concept.text for concept in training_concepts(1_230)[:3]]
+CONCEPTS = [concept.text for concept in training_concepts(3)]
 
 
 @pytest.fixture(scope="module")
