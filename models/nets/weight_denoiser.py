@@ -81,7 +81,9 @@ class WeightDenoiser(nn.Module):
         if not self.sizes.use_index:
             return x_CNE
         along_CNK = self.along(h.mean(-1)).unflatten(0, (C, N))
-        return x_CNE + torch.einsum("cnk,cnke->cne", along_CNK, self.directions[index_CN])
+        # an embedding and not an index: the backward pass of indexing adds in any order on several threads, and no training would repeat itself
+        directions_CNKE = F.embedding(index_CN, self.directions.flatten(1)).unflatten(-1, self.directions.shape[1:])
+        return x_CNE + torch.einsum("cnk,cnke->cne", along_CNK, directions_CNKE)
 
 
 class Level(nn.Module):
